@@ -1,0 +1,335 @@
+"""The paper's sizes, and presets that experiments are put together from.
+
+Plain functions of the size name. "mini" runs on two CPU cores in a quarter of
+an hour; the others are rows of GPT-3's table 2.1 with the hyper-parameters of
+InstructGPT's appendix C. A run that is reported should copy what it took from
+here: nothing in this file is read back by the code.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+MINI = "mini"
+
+# name: (layers, d_model, heads), GPT-3 table 2.1. The printed 24 heads of XL
+# and width 5140 of 13B contradict their head size; Stiennon et al. 2020 list
+# the same family with 16 and 5120.
+PAPER_SIZES = {
+    "125m": (12, 768, 12),
+    "350m": (24, 1024, 16),
+    "760m": (24, 1536, 16),
+    "1.3b": (24, 2048, 16),
+    "2.7b": (32, 2560, 32),
+    "6b": (32, 4096, 32),
+    "13b": (40, 5120, 40),
+    "175b": (96, 12288, 96),
+}
+# The paper trains at 1.3B, 6B and 175B; other sizes take the nearest below.
+PAPER_ROW = {
+    "125m": "1.3b", "350m": "1.3b", "760m": "1.3b", "1.3b": "1.3b",
+    "2.7b": "1.3b", "6b": "6b", "13b": "6b", "175b": "175b",
+}
+# GPT-3 table 2.1: (batch in tokens, peak learning rate).
+PRETRAIN_ROW = {
+    "125m": (0.5e6, 6.0e-4), "350m": (0.5e6, 3.0e-4),
+    "760m": (0.5e6, 2.5e-4), "1.3b": (1e6, 2.0e-4), "2.7b": (1e6, 1.6e-4),
+    "6b": (2e6, 1.2e-4), "13b": (2e6, 1.0e-4), "175b": (3.2e6, 0.6e-4),
+}
+
+
+def check_size(size: str) -> None:
+  if size != MINI and size not in PAPER_SIZES:
+    raise ValueError(
+        f"unknown size {size!r}; the sizes are {[MINI, *PAPER_SIZES]}")
+
+
+def model(size: str) -> ConfigDict:
+  """A GPT-3 decoder."""
+  check_size(size)
+  if size == MINI:
+    # 0.94 M parameters; 1,016 + the padding id fill 1,024 rows exactly
+    num_layers, d_model, num_heads = 4, 128, 4
+    vocab_size, vocab_multiple, context_length = 1016, 128, 128
+  else:
+    num_layers, d_model, num_heads = PAPER_SIZES[size]
+    vocab_size, vocab_multiple, context_length = 50257, 128, 2048
+  return ConfigDict(dict(
+      num_layers=num_layers,
+      d_model=d_model,
+      num_heads=num_heads,
+      context_length=context_length,  # learned positions
+      vocab_size=vocab_size,  # true vocabulary, <|endoftext|> included
+      vocab_multiple=vocab_multiple,  # the table is padded to a multiple
+      dtype="float32" if size == MINI else "bfloat16",  # compute; params float32
+      remat="none" if size == MINI else "block",  # "none" | "block" | "dots"
+      attention_pattern="dense",  # "dense" | "alternating" (GPT-3; band U)
+      band_width=256,  # of every second block when "alternating"
+  ))
+
+
+def reward_model_size(size: str) -> str:
+  """The paper uses a 6B reward model and critic for every policy."""
+  return size if size == MINI else "6b"
+
+
+def base(name: str, size: str, stages: tuple[str, ...]) -> ConfigDict:
+  """What every run has: stages, models, mesh, where the data comes from."""
+  return ConfigDict(dict(
+      name=f"{name}_{size}",
+      seed=0,
+      stages=stages,
+      # stage -> folder of another run's stage to use in its place
+      inputs=ConfigDict({}, type_safe=False),
+      model=model(size),
+      rm_model=model(reward_model_size(size)),  # reward model and critic
+      mesh=mesh(),
+      axis_rules=AXIS_RULES,
+      decode=dict(
+          dtype="float32" if size == MINI else "bfloat16",
+          axis_rules=AXIS_RULES,
+      ),
+      data=data(size),
+      smallworld=smallworld(),
+  ))
+
+
+def mesh() -> dict:
+  """Devices along each axis; -1 takes the rest."""
+  return dict(data=1, fsdp=-1, tensor=1)
+
+
+# logical axis -> mesh axes (logical axes of parameters: rlhf_jax/sharding.py)
+AXIS_RULES = (
+    ("batch", ("data", "fsdp")),
+    ("embed", "fsdp"),
+    ("mlp", "tensor"),
+    ("heads", "tensor"),
+    ("vocab", "tensor"),
+)
+
+
+def data(size: str) -> dict:
+  """Sources and the cleaning rules of InstructGPT 3.2 and A.2."""
+  mini = size == MINI
+  return dict(
+      root="",  # folder that relative jsonl paths start from
+      # "smallworld" | "jsonl:PATH[,PATH...]" | "tfds:NAME/SPLIT"
+      pretrain="smallworld",
+      demonstrations="smallworld",
+      prompts="smallworld",
+      comparisons="collect",  # or a source as above
+      tokenizer="train",  # or tokenizer.json, or VOCAB.json,MERGES.txt
+      prompt_suffix="\n",  # ends a prompt; part of its tokens
+      response_prefix="",  # starts a response; part of its tokens
+      max_prompt_tokens=32 if mini else 1024,  # longer prompts are dropped
+      max_response_tokens=32 if mini else 1024,
+      dedup_prefix_tokens=12 if mini else 64,  # equal so far = duplicate
+      max_prompts_per_user=200,
+      validation_fraction=0.10,  # of users
+      test_fraction=0.20,
+  )
+
+
+def smallworld() -> dict:
+  """The built-in labeling project in miniature."""
+  return dict(
+      seed=0,
+      num_people=48,
+      num_documents=24_000,  # about 2 M tokens
+      num_demonstrations=3_200,  # 2,000 or so survive split and cleaning
+      num_prompts=4_500,
+      num_train_labelers=8,
+      num_heldout_labelers=4,
+      labeler_bias_sd=0.10,
+      labeler_noise_sd=0.34,  # in gold-score units; agreement about 73 %
+      labeler_tie_margin=0.1,
+  )
+
+
+def adam(**schedule) -> dict:
+  """Adam as in the paper; weight decay, eps and clip are not given there."""
+  return dict(b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.0, clip_norm=1.0,
+              **schedule)
+
+
+def pretrain(size: str) -> dict:
+  """Language modelling from scratch (GPT-3 appendix B)."""
+  check_size(size)
+  if size == MINI:
+    batch_size, num_steps, rate, warmup = 32, 480, 2e-3, 20
+  else:
+    tokens, rate = PRETRAIN_ROW[size]
+    batch_size = round(tokens / 2048 / 64) * 64
+    num_steps = round(300e9 / 2048 / batch_size)
+    warmup = round(375e6 / 2048 / batch_size)
+  return language_model(
+      init_from="",
+      batch_size=0,
+      pretrain_batch_size=batch_size,
+      pretrain_weight=1.0,  # share of the loss
+      num_steps=num_steps,
+      num_epochs=0,
+      dropout_rate=0.0,
+      num_microbatches=1,
+      eval_streams=("pretrain",),
+      optimizer=adam(learning_rate=rate, final_fraction=0.1,
+                     warmup_steps=warmup) | dict(weight_decay=0.1),
+      size=size,
+  )
+
+
+def sft(size: str) -> dict:
+  """The paper's supervised baseline (C.1): 16 epochs, cosine to 10 %."""
+  check_size(size)
+  mini = size == MINI
+  rate, batch_size = {
+      MINI: (1e-3, 32), "1.3b": (9.65e-6, 32), "6b": (9.65e-6, 32),
+      "175b": (5.03e-6, 8)}[PAPER_ROW.get(size, size)]
+  return language_model(
+      init_from="pretrain",
+      batch_size=batch_size,
+      pretrain_batch_size=0,
+      pretrain_weight=0.0,
+      num_steps=0,  # 0: num_epochs decides
+      num_epochs=3 if mini else 16,
+      dropout_rate=0.0 if mini else 0.2,
+      num_microbatches=1,
+      eval_streams=("pretrain", "demonstrations"),
+      optimizer=adam(learning_rate=rate, final_fraction=0.1, warmup_steps=0),
+      size=size,
+  )
+
+
+def rl_init(size: str) -> dict:
+  """PPO's start and frozen reference (C.3): 2 epochs, 10 % pretraining."""
+  check_size(size)
+  mini = size == MINI
+  rate, batch_size = {
+      MINI: (1e-3, 32), "1.3b": (5e-6, 32), "6b": (1.04e-5, 32),
+      "175b": (2.45e-6, 8)}[PAPER_ROW.get(size, size)]
+  return language_model(
+      init_from="pretrain",
+      batch_size=batch_size,
+      pretrain_batch_size=8 if mini else batch_size,
+      pretrain_weight=0.1,
+      num_steps=0,
+      num_epochs=3 if mini else 2,
+      dropout_rate=0.0,  # the paper does not say
+      num_microbatches=1,
+      eval_streams=("pretrain", "demonstrations"),
+      optimizer=adam(learning_rate=rate, final_fraction=0.1, warmup_steps=0),
+      size=size,
+  )
+
+
+def language_model(*, size: str, **settings) -> dict:
+  """Settings of a `trainers/lm.py` stage with the cadences of its size."""
+  mini = size == MINI
+  return dict(
+      eval_batch_size=32,
+      max_eval_batches=16,
+      every_log_steps=10,
+      every_eval_steps=100 if mini else 500,
+      every_save_steps=200 if mini else 500,
+      keep_checkpoints=2,
+      **settings,
+  )
+
+
+def collect(size: str) -> dict:
+  """Comparisons: K = 4..9 responses a prompt, ranked by labelers (3.4)."""
+  mini = size == MINI
+  return dict(
+      policy="sft",
+      num_prompts=1_000 if mini else 33_207,  # of the training split
+      num_validation_prompts=200 if mini else 17_887,
+      min_responses=4,
+      max_responses=9,
+      temperature=1.0,
+      prompts_per_batch=32,
+  )
+
+
+def rm(size: str) -> dict:
+  """The reward model (C.2): one epoch, cosine to 10 %, 64 prompts a batch."""
+  mini = size == MINI
+  return dict(
+      # a 6B model needs an sft of its own size: config.inputs.rm_sft
+      init_from="sft" if reward_model_size(size) == size else "rm_sft",
+      half=placeholder(int),  # 0 or 1: train on every second prompt only
+      batch_size=16 if mini else 64,  # prompts
+      max_responses=9,
+      num_epochs=1,
+      denominator="kept",  # pairs: "kept" (ties dropped) | "all_pairs"
+      num_microbatches=1 if mini else 8,
+      eval_batch_size=128 if mini else 64,
+      every_log_steps=5,
+      every_save_steps=50,
+      keep_checkpoints=2,
+      optimizer=adam(learning_rate=5e-4 if mini else 9e-6,
+                     final_fraction=0.1, warmup_steps=0),
+  )
+
+
+def ppo(size: str, *, ptx_coef: float) -> dict:
+  """PPO with (`ptx_coef` > 0) or without pretraining gradients (C.4)."""
+  check_size(size)
+  mini = size == MINI
+  num_iters = 60 if mini else 500  # 500 x 512 = 256k episodes
+  batch_size = 128 if mini else 512
+  # The paper prints sweeps, not the final peak: 8.05e-6 is the largest that
+  # did not diverge without pretraining gradients.
+  rate = {MINI: 2e-4, "1.3b": 8.05e-6, "6b": 8.05e-6,
+          "175b": 3.74e-6}[PAPER_ROW.get(size, size)]
+  critic_rate = {MINI: 5e-4, "1.3b": 9e-6, "6b": 9e-6,
+                 "175b": 5e-6}[PAPER_ROW.get(size, size)]
+  warmup = dict(warmup_iters=10, start_fraction=0.1)
+  return dict(
+      init_from="rl_init",  # start of the policy and frozen reference
+      reward_model="rm",  # start of the critic as well
+      num_iters=num_iters,
+      batch_size=batch_size,  # episodes an iteration
+      # pretraining windows an iteration: 8 an episode in the paper
+      ptx_batch_size=batch_size * (1 if mini else 8),
+      reward_unit="sd" if mini else "raw",  # one SD of the scores, or as is
+      method=dict(
+          temperature=1.0,
+          kl_coef=0.05 if mini else 0.02,
+          ptx_coef=ptx_coef,
+          discount=1.0,
+          gae_lambda=0.95,
+          clip_eps=0.2,
+          value_clip_eps=0.2,  # in SDs of the score
+          missing_eos_penalty=1.0,  # in SDs of the score
+          whiten_advantages=True,
+          num_epochs=1,
+          num_minibatches=4 if mini else 8,
+          num_microbatches=1,
+          num_ptx_microbatches=1 if mini else 8,
+          # an average over the last eighth or so; .992 over the paper's 500
+          ema_decay=0.018 ** (1 / num_iters),
+          kl_target=0.0,  # 0: fixed kl_coef
+          kl_horizon=10_000.0,
+      ),
+      optimizer=adam(learning_rate=rate, **warmup),
+      critic_optimizer=adam(learning_rate=critic_rate, **warmup),
+      every_save_steps=20,
+      keep_checkpoints=2,
+  )
+
+
+def evaluate(size: str) -> dict:
+  """Held-out prompts, held-out labelers, every policy of the run."""
+  mini = size == MINI
+  return dict(
+      policies=("pretrain", "sft", "rl_init", "ppo"),
+      baseline="sft",  # win rates are against it
+      reference="rl_init",  # KL is to it
+      reward_model="rm",
+      judge="labelers",  # or a reward-model stage that was not optimised
+      num_prompts=512 if mini else 3_196,
+      temperature=1.0,
+      batch_size=128 if mini else 64,
+      max_pretrain_batches=16,
+      num_samples_shown=8,
+  )

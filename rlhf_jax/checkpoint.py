@@ -1,0 +1,109 @@
+"""Checkpoints: one folder a stage, each part of the state its own item.
+
+Separate items make "load only the policy's parameters" an ordinary restore.
+Arrays are restored straight into the shards that their abstract twins name.
+"""
+
+from collections.abc import Mapping
+import json
+from typing import Any
+
+from etils import epath
+import jax
+import orbax.checkpoint as ocp
+
+META = "meta"
+
+
+class CheckpointError(RuntimeError):
+  """A checkpoint is missing or does not fit."""
+
+
+class Checkpoints:
+  """The checkpoints of one stage; use as a context so that saves finish."""
+
+  def __init__(self, directory: epath.PathLike, *, keep: int):
+    self.directory = epath.Path(directory).absolute()
+    self._manager = ocp.CheckpointManager(
+        self.directory,
+        options=ocp.CheckpointManagerOptions(
+            preservation_policy=(
+                ocp.checkpoint_managers.preservation_policy.LatestN(keep))),
+    )
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *unused):
+    self._manager.close()
+
+  @property
+  def latest_step(self) -> int:
+    """The newest step saved, 0 where there is none."""
+    return self._manager.latest_step() or 0
+
+  def save(self, step: int, items: Mapping[str, Any], meta: Mapping) -> None:
+    """Saves asynchronously; a half-written step is never the latest."""
+    self._manager.save(step, args=ocp.args.Composite(
+        **{name: ocp.args.StandardSave(tree) for name, tree in items.items()},
+        **{META: ocp.args.JsonSave(dict(meta))}))
+
+  def restore(self, items: Mapping[str, Any]) -> dict[str, Any]:
+    """Restores the named items of the newest step.
+
+    Args:
+      items: name -> abstract tree (ShapeDtypeStructs with shardings).
+
+    Raises:
+      CheckpointError: there is no checkpoint, or an item does not fit.
+    """
+    step = self._manager.latest_step()
+    if step is None:
+      raise CheckpointError(f"no checkpoint in {self.directory}")
+    try:
+      restored = self._manager.restore(step, args=ocp.args.Composite(**{
+          name: ocp.args.StandardRestore(tree)
+          for name, tree in items.items()}))
+    except (ValueError, KeyError, FileNotFoundError) as error:
+      raise CheckpointError(
+          f"{self.directory}, step {step}: items {sorted(items)} do not fit "
+          f"this run's model ({error})") from error
+    return {name: restored[name] for name in items}
+
+
+def restore_item(directory: epath.PathLike, name: str, abstract: Any) -> Any:
+  """One item of the newest checkpoint in `directory`, for another stage.
+
+  Raises:
+    CheckpointError: nothing is there.
+  """
+  directory = epath.Path(directory).absolute()
+  if not directory.exists():
+    raise CheckpointError(
+        f"{directory} does not exist: run the stage "
+        f"{directory.parent.name!r} first, or name another run's in "
+        f"config.inputs.{directory.parent.name}.")
+  with Checkpoints(directory, keep=1_000_000) as checkpoints:
+    return checkpoints.restore({name: abstract})[name]
+
+
+def write_done(directory: epath.PathLike, content: Mapping[str, Any]) -> None:
+  """Marks a stage as finished: written last, in one move."""
+  write_json(epath.Path(directory) / "done.json", content)
+
+
+def read_done(directory: epath.PathLike) -> dict[str, Any] | None:
+  """What a finished stage wrote; None where it is not finished."""
+  path = epath.Path(directory) / "done.json"
+  return json.loads(path.read_text()) if path.exists() else None
+
+
+def write_json(path: epath.PathLike, content: Any) -> None:
+  """Writes a file whole or not at all; only process 0 writes."""
+  if jax.process_index() != 0:
+    return
+  path = epath.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  partial = path.with_name(path.name + ".partial")
+  partial.write_text(json.dumps(content, indent=2) + "\n")
+  partial.replace(path)

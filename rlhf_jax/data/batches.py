@@ -1,0 +1,245 @@
+"""Batches by number: batch N is a function of (seed, N, global row) alone.
+
+Nothing is iterated and no state is kept, so to resume at N is to ask for N,
+and every number of processes sees the same global batch. The seed gives each
+epoch its own order. Without one (`seed=None`) the examples come once, in the
+source's order, for evaluation.
+"""
+
+import sys
+from typing import Any, Callable, Sequence
+
+import grain
+import numpy as np
+
+from rlhf_jax.data.records import DataError
+
+
+def lm_examples(source: Sequence, seed: int | None) -> grain.MapDataset:
+  """Pretraining windows: `tokens` int32 [L], L as prepared."""
+  return _examples(source, seed, lambda row: {"tokens": row["tokens"]})
+
+
+def demonstration_examples(
+    source: Sequence, seed: int | None, *, length: int, pad_id: int
+) -> grain.MapDataset:
+  """Prompt and response in a line, padded on the right.
+
+  Args:
+    source: prepared demonstrations.
+    seed: for the order, or None.
+    length: L; no row may be longer.
+    pad_id: fills what is not real.
+
+  Returns:
+    Examples {`tokens` int32 [L], `mask` bool [L], real tokens; `loss_mask`
+    bool [L], the response's tokens with its end}. The masks speak of the
+    token at their own position, not of the one predicted there.
+  """
+
+  def to_example(row):
+    prompt, response = row["prompt_tokens"], row["response_tokens"]
+    tokens, mask = _joined(prompt, response, length, pad_id)
+    loss_mask = mask & (np.arange(length) >= len(prompt))
+    return {"tokens": tokens, "mask": mask, "loss_mask": loss_mask}
+
+  _check_longest(
+      source,
+      lambda row: len(row["prompt_tokens"]) + len(row["response_tokens"]),
+      length,
+      "tokens of prompt and response",
+  )
+  return _examples(source, seed, to_example)
+
+
+def comparison_examples(
+    source: Sequence,
+    seed: int | None,
+    *,
+    length: int,
+    max_responses: int,
+    pad_id: int,
+) -> grain.MapDataset:
+  """All ranked responses of a prompt, K slots.
+
+  Args:
+    source: prepared comparisons.
+    seed: for the order, or None.
+    length: L; no prompt with a response may be longer.
+    max_responses: K; no row may have more.
+    pad_id: fills what is not real.
+
+  Returns:
+    Examples {`tokens` int32 [K, L], prompt and response padded on the right;
+    `mask` bool [K, L], real tokens; `ranks` int32 [K], 1 = best, equal = tie,
+    0 in empty slots; `response_mask` bool [K], slots that are not empty}.
+  """
+
+  def to_example(row):
+    tokens = np.full((max_responses, length), pad_id, np.int32)
+    mask = np.zeros((max_responses, length), bool)
+    ranks = np.zeros(max_responses, np.int32)
+    for k, response in enumerate(row["response_tokens"]):
+      joined = _joined(row["prompt_tokens"], response, length, pad_id)
+      tokens[k], mask[k] = joined
+    ranks[: len(row["ranks"])] = row["ranks"]
+    return {
+        "tokens": tokens,
+        "mask": mask,
+        "ranks": ranks,
+        "response_mask": ranks > 0,
+    }
+
+  def longest(row):
+    return len(row["prompt_tokens"]) + max(map(len, row["response_tokens"]))
+
+  _check_longest(source, longest, length, "tokens of prompt and response")
+  _check_longest(
+      source, lambda row: len(row["ranks"]), max_responses, "responses"
+  )
+  return _examples(source, seed, to_example)
+
+
+def pair_examples(
+    pairs: Sequence, *, length: int, pad_id: int
+) -> grain.MapDataset:
+  """(prompt tokens, response tokens) pairs in a line, in their own order.
+
+  Returns:
+    Examples {`tokens` int32 [L], `mask` bool [L]}, padded on the right.
+  """
+
+  def to_example(pair):
+    tokens, mask = _joined(*pair, length, pad_id)
+    return {"tokens": tokens, "mask": mask}
+
+  _check_longest(
+      pairs, lambda pair: len(pair[0]) + len(pair[1]), length,
+      "tokens of prompt and response",
+  )
+  return _examples(pairs, None, to_example)
+
+
+def prompt_examples(
+    source: Sequence, seed: int | None, *, prompt_length: int, pad_id: int
+) -> grain.MapDataset:
+  """Prompts padded on the left, so that all responses start at P.
+
+  Args:
+    source: prepared prompts, or any rows with `prompt_tokens`.
+    seed: for the order, or None.
+    prompt_length: P; no prompt may be longer.
+    pad_id: fills what is not real.
+
+  Returns:
+    Examples {`prompt_tokens` int32 [P], `prompt_mask` bool [P]}.
+  """
+
+  def to_example(row):
+    tokens = np.full(prompt_length, pad_id, np.int32)
+    start = prompt_length - len(row["prompt_tokens"])
+    tokens[start:] = row["prompt_tokens"]
+    mask = np.arange(prompt_length) >= start
+    return {"prompt_tokens": tokens, "prompt_mask": mask}
+
+  _check_longest(
+      source, lambda row: len(row["prompt_tokens"]), prompt_length,
+      "tokens of a prompt",
+  )
+  return _examples(source, seed, to_example)
+
+
+class Batches:
+  """Batches of one process, by their number.
+
+  Args:
+    examples: one of the datasets above.
+    batch_size: rows of the global batch.
+    process_index: which of the processes this is.
+    process_count: how many there are; each gets contiguous rows.
+
+  Attributes:
+    num_batches: how many there are when the examples come once, else None.
+      The last of them is filled up with its last row.
+  """
+
+  def __init__(
+      self,
+      examples: Sequence,
+      batch_size: int,
+      *,
+      process_index: int = 0,
+      process_count: int = 1,
+  ):
+    if batch_size < 1 or batch_size % process_count:
+      raise DataError(
+          f"{batch_size=} is not a multiple of {process_count=}; use e.g."
+          f" {max(1, batch_size // process_count) * process_count}"
+      )
+    if not 0 <= process_index < process_count:
+      raise DataError(f"{process_index=} is not below {process_count=}")
+    self._examples = examples
+    self._batch_size = batch_size
+    rows = batch_size // process_count
+    self._rows = range(process_index * rows, (process_index + 1) * rows)
+    is_finite = len(examples) < sys.maxsize
+    self.num_batches = -(-len(examples) // batch_size) if is_finite else None
+
+  def __call__(self, n: int) -> dict[str, np.ndarray]:
+    """This process's rows of global batch `n`, stacked: [rows, ...].
+
+    Batches of examples that come once also have `row_mask` bool [rows], False
+    on the rows that fill up the last one.
+    """
+    indices = [n * self._batch_size + row for row in self._rows]
+    if self.num_batches is None:
+      if n < 0:
+        raise IndexError(f"batch {n}; the first one is 0")
+      return _stacked([self._examples[i] for i in indices])
+    if not 0 <= n < self.num_batches:
+      raise IndexError(f"batch {n} of {self.num_batches}")
+    last = len(self._examples) - 1
+    batch = _stacked([self._examples[min(i, last)] for i in indices])
+    return batch | {"row_mask": np.asarray(indices) <= last}
+
+
+def _examples(
+    source: Sequence, seed: int | None, to_example: Callable[[Any], Any]
+) -> grain.MapDataset:
+  if not len(source):
+    raise DataError(
+        f"no rows in {_name(source)}; prepare a larger share for this split"
+    )
+  rows = grain.MapDataset.source(source)
+  if seed is not None:
+    rows = rows.seed(seed).shuffle().repeat()
+  return rows.map(to_example)
+
+
+def _joined(prompt, response, length: int, pad_id: int):
+  """prompt ++ response, right-padded, and which positions are real: [L]."""
+  end = len(prompt) + len(response)
+  tokens = np.full(length, pad_id, np.int32)
+  tokens[: len(prompt)] = prompt
+  tokens[len(prompt) : end] = response
+  return tokens, np.arange(length) < end
+
+
+def _check_longest(source, measure, limit: int, what: str) -> None:
+  longest = max((measure(row) for row in source), default=0)
+  if longest > limit:
+    raise DataError(
+        f"a row of {_name(source)} has {longest} {what}, more than the {limit}"
+        " that fit; raise that size or lower the limit at preparation"
+    )
+
+
+def _name(source) -> str:
+  return "a list" if isinstance(source, (list, tuple)) else repr(source)
+
+
+def _stacked(examples: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+  return {
+      name: np.stack([example[name] for example in examples])
+      for name in examples[0]
+  }

@@ -1,0 +1,226 @@
+"""From a source to prepared splits on disk, once, with an account of it."""
+
+import dataclasses
+import hashlib
+import json
+from typing import Any, Iterable
+
+from etils import epath
+import numpy as np
+import tabulate
+
+from rlhf_jax.data import builders
+from rlhf_jax.data import cleaning
+from rlhf_jax.data import records
+from rlhf_jax.data import splits
+from rlhf_jax.data.records import DataError
+
+_PROMPT_SETTINGS = (
+    "max_prompt_tokens",
+    "dedup_prefix_tokens",
+    "max_prompts_per_user",
+    "validation_fraction",
+    "test_fraction",
+    "prompt_suffix",
+)
+_RESPONSE_SETTINGS = ("max_response_tokens", "response_prefix")
+# A changed setting refuses only the kinds that it touches.
+_USED_SETTINGS = {
+    "pretrain": ("window", "validation_fraction", "test_fraction"),
+    "demonstrations": _PROMPT_SETTINGS + _RESPONSE_SETTINGS,
+    "comparisons": _PROMPT_SETTINGS + _RESPONSE_SETTINGS,
+    "prompts": _PROMPT_SETTINGS,
+}
+
+
+def prepare(
+    kind: str,
+    *,
+    source_rows: Iterable[tuple[records.Record, str]],
+    source: str,
+    out_dir: str,
+    tokenizer,
+    settings: cleaning.Settings,
+) -> dict[str, Any]:
+  """Cleans, tokenises and stores the rows of one kind in `out_dir/kind/`.
+
+  A second call with the same source, tokenizer and settings returns the stored
+  report and does not touch `source_rows`. One process writes; others wait and
+  then call it too, or only `open_split`.
+
+  Args:
+    kind: one of `records.KINDS`.
+    source_rows: records with origins, as from `records.read`.
+    source: names the rows, as `records.fingerprint` does; with everything
+      that they depend on, such as Smallworld's seed.
+    out_dir: the folder for all kinds.
+    tokenizer: a `tokenizer.Tokenizer`.
+    settings: the limits.
+
+  Returns:
+    The report of `cleaning.clean`; for pretraining also `windows` and
+    `tokens_left` (too few for a window) of each split.
+
+  Raises:
+    DataError: bad rows, none left to train on, or the folder holds rows
+      prepared otherwise.
+  """
+  made_from = {
+      "source": source,
+      "tokenizer": tokenizer.digest,
+      "settings": _used_settings(kind, settings),
+  }
+  path = epath.Path(out_dir) / kind / "report.json"
+  if path.exists():
+    return _stored_report(path, made_from)
+  if kind == "comparisons":
+    source_rows = _with_an_order(source_rows)
+  rows, report = cleaning.clean(kind, source_rows, tokenizer, settings)
+  if kind == "pretrain":
+    examples = _windows(rows, settings.window, report)
+  else:
+    examples = {
+        split: [builders.example(kind, row) for row in rows[split]]
+        for split in splits.SPLITS
+    }
+  if not len(examples["train"]):
+    raise DataError(_nothing_left(kind, source, report))
+  half_made = epath.Path(builders.folder(kind, out_dir))
+  if half_made.exists():  # Without a report: a run ended while writing it.
+    half_made.rmtree()
+  builders.write(kind, examples, out_dir)
+  report |= {"made_from": made_from, "digest": _digest(made_from)}
+  partial = path.with_name("report.json.tmp")
+  partial.write_text(json.dumps(report, indent=2))
+  partial.replace(path)
+  return report
+
+
+def open_split(out_dir: str, kind: str, split: str) -> builders.Split:
+  """The prepared rows of a split, by index.
+
+  Rows are dicts: `tokens` for pretraining; for the others the text fields (""
+  where absent), `prompt_tokens`, and `response_tokens` (of comparisons a list
+  with the tokens of each response, besides `responses`, `ranks`, `metadata`).
+  Tokens are int32 arrays; each response ends in the end token.
+  """
+  if split not in splits.SPLITS:
+    raise DataError(f"unknown {split=}; one of {splits.SPLITS}")
+  if not (epath.Path(out_dir) / kind / "report.json").exists():
+    raise DataError(f"no prepared {kind} in {str(out_dir)!r}; prepare them")
+  return builders.Split(kind, out_dir, split)
+
+
+def format_report(report: dict[str, Any]) -> str:
+  """The report as tables to print."""
+  total = sum(report["rows_out"].values())
+  dropped = [["rows in", report["rows_in"], ""]]
+  for rule, entry in sorted(report["dropped"].items()):
+    where = "; ".join(e["origin"] for e in entry["examples"])
+    dropped.append([f"- {rule}", -entry["count"], where])
+  dropped.append(["rows out", total, ""])
+  kept = []
+  for split, count in report["rows_out"].items():
+    line = {"split": split, "rows": count}
+    if "windows" in report:
+      line["windows"] = report["windows"][split]
+      line["tokens left"] = report["tokens_left"][split]
+    for name, numbers in report["tokens"][split].items():
+      line |= {f"{name} {k}": v for k, v in numbers.items()}
+    kept.append(line)
+  parts = [
+      tabulate.tabulate(dropped, headers=[report["kind"], "rows", "such as"]),
+      tabulate.tabulate(kept, headers="keys"),
+  ]
+  categories = sorted({c for of in report["categories"].values() for c in of})
+  if categories not in ([], ["none"]):
+    counts = [
+        [c] + [of.get(c, 0) for of in report["categories"].values()]
+        for c in categories
+    ]
+    headers = ["category", *report["categories"]]
+    parts.append(tabulate.tabulate(counts, headers=headers))
+  return "\n\n".join(parts)
+
+
+def _used_settings(kind: str, settings: cleaning.Settings) -> dict[str, Any]:
+  if kind not in _USED_SETTINGS:
+    raise DataError(f"unknown {kind=}; one of {records.KINDS}")
+  values = dataclasses.asdict(settings)
+  return {name: values[name] for name in _USED_SETTINGS[kind]}
+
+
+def _digest(made_from: dict[str, Any]) -> str:
+  text = json.dumps(made_from, sort_keys=True)
+  return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def _stored_report(path: epath.Path, made_from: dict[str, Any]):
+  report = json.loads(path.read_text())
+  if report["digest"] == _digest(made_from):
+    return report
+  old, new = _flat(report["made_from"]), _flat(made_from)
+  changes = [
+      f"{key}: {old.get(key)!r} -> {new[key]!r}"
+      for key in new
+      if old.get(key) != new[key]
+  ]
+  raise DataError(
+      f"{path.parent} was prepared otherwise ({'; '.join(changes)}); remove"
+      " that folder, use another one, or set the old values again"
+  )
+
+
+def _flat(made_from: dict[str, Any]) -> dict[str, Any]:
+  flat = made_from | made_from["settings"]
+  del flat["settings"]
+  return flat
+
+
+def _with_an_order(rows):
+  """`rows`, unless every row of one file has only ties: a wrong field."""
+  num_rows, num_tied = {}, {}
+  for record, origin in rows:
+    path = origin.rpartition(":")[0]
+    num_rows[path] = num_rows.get(path, 0) + 1
+    num_tied[path] = num_tied.get(path, 0) + (len(set(record["ranks"])) == 1)
+    yield record, origin
+  for path, count in num_rows.items():
+    if num_tied[path] == count:
+      raise DataError(
+          f"{path}: each of the {count} rows ranks all its responses the same;"
+          " nothing can be learnt from ties, check the field 'ranks'"
+      )
+
+
+def _windows(rows, window: int, report) -> dict[str, np.ndarray | list]:
+  """Cuts each split's texts, one after the other, into windows [N, window].
+
+  A text ends in the end token and may go on in the next window. What is too
+  little for a last window is left out. Counts go into `report`.
+  """
+  if window < 2:
+    raise DataError(f"{window=} is too short; a window predicts its next token")
+  report |= {"windows": {}, "tokens_left": {}}
+  examples = {}
+  for split in splits.SPLITS:
+    texts = [row.tokens[0] for row in rows[split]]
+    stream = np.concatenate(texts) if texts else np.zeros(0, np.int32)
+    num_windows = len(stream) // window
+    report["windows"][split] = num_windows
+    report["tokens_left"][split] = len(stream) - num_windows * window
+    packed = stream[: num_windows * window].reshape(num_windows, window)
+    examples[split] = [{"tokens": tokens} for tokens in packed]
+  return examples
+
+
+def _nothing_left(kind: str, source: str, report: dict[str, Any]) -> str:
+  dropped = {k: v["count"] for k, v in report["dropped"].items()}
+  message = (
+      f"no {kind} left to train on from {source!r}: {report['rows_in']} rows"
+      f" in, dropped {dropped}, rows out {report['rows_out']}"
+  )
+  if "windows" in report:
+    tokens = report["tokens_left"]["train"]
+    message += f", but {tokens} training tokens do not fill one window"
+  return message + "; loosen the rule that takes most, or bring more rows"

@@ -1,0 +1,160 @@
+"""The data of a run: Smallworld, the tokenizer, the prepared kinds."""
+
+from collections.abc import Iterator
+import json
+from typing import Any
+
+from etils import epath
+import jax
+from jax.experimental import multihost_utils
+import ml_collections
+import tqdm
+
+
+from rlhf_jax.data import cleaning, prepare, records, tokenizer
+from rlhf_jax.data.records import DataError
+from rlhf_jax.data.smallworld import Smallworld
+
+# What a kind of stage reads. Comparisons are prepared when a stage needs
+# them, for a run may collect them itself.
+READS = {
+    "pretrain": ("pretrain",),
+    "sft": ("pretrain", "demonstrations"),
+    "rl_init": ("pretrain", "demonstrations"),
+    "collect": ("prompts",),
+    "rm": ("demonstrations", "comparisons"),
+    "judge": ("demonstrations", "comparisons"),
+    "ppo": ("prompts", "pretrain"),
+    "evaluate": ("prompts", "pretrain", "comparisons"),
+}
+
+
+def make_world(config: ml_collections.ConfigDict) -> Smallworld | None:
+  """Smallworld, where any source asks for it."""
+  data = config.data
+  sources = (data.pretrain, data.demonstrations, data.prompts)
+  if "smallworld" not in sources:
+    return None
+  return Smallworld(
+      seed=config.smallworld.seed, num_people=config.smallworld.num_people,
+      validation_fraction=data.validation_fraction,
+      test_fraction=data.test_fraction)
+
+
+def smallworld_rows(config, world: Smallworld | None):
+  """kind -> iterator over Smallworld's rows of that kind."""
+  if world is None:
+    return None
+
+  def rows(kind: str) -> Iterator[dict[str, Any]]:
+    settings = config.smallworld
+    return {
+        "pretrain": lambda: world.pretrain(settings.num_documents),
+        "demonstrations":
+            lambda: world.demonstrations(settings.num_demonstrations),
+        "prompts": lambda: world.prompts(settings.num_prompts),
+    }[kind]()
+
+  return rows
+
+
+def read_rows(config, world, kind: str, source: str):
+  """Rows of a source with their origins, under a progress bar."""
+  rows = records.read(
+      source, kind, root=config.data.root,
+      smallworld=smallworld_rows(config, world))
+  return tqdm.tqdm(
+      rows, desc=f"{kind:>14}", unit="row", mininterval=1.0, leave=False,
+      disable=jax.process_index() != 0)
+
+
+def make_tokenizer(config, workdir: epath.Path, world) -> tokenizer.Tokenizer:
+  """The run's tokenizer: stored, loaded, or trained on its own text.
+
+  Raises:
+    DataError: its vocabulary is not that of the model.
+  """
+  stored = workdir / "data" / "tokenizer.json"
+  if jax.process_index() == 0 and not stored.exists():
+    if config.data.tokenizer == "train":
+      rows = read_rows(config, world, "pretrain", config.data.pretrain)
+      made = tokenizer.train(
+          (record["text"] for record, _ in rows), config.model.vocab_size)
+    else:
+      made = tokenizer.load(config.data.tokenizer)
+    check_vocabulary(made, config)
+    stored.parent.mkdir(parents=True, exist_ok=True)
+    made.save(str(stored))
+  barrier("tokenizer")
+  made = tokenizer.load(str(stored))
+  check_vocabulary(made, config)
+  return made
+
+
+def check_vocabulary(made: tokenizer.Tokenizer, config) -> None:
+  if made.vocab_size != config.model.vocab_size:
+    raise DataError(
+        f"the tokenizer ({config.data.tokenizer}) has {made.vocab_size} "
+        f"entries, config.model.vocab_size is {config.model.vocab_size}: set "
+        f"--config.model.vocab_size={made.vocab_size} and the same for "
+        "rm_model")
+
+
+def prepare_for(run, kinds: tuple[str, ...]) -> None:
+  """Prepares the kinds that are not there yet; prints each new report.
+
+  Raises:
+    DataError: bad rows, nothing left, or data prepared otherwise.
+  """
+  config, workdir = run.config, run.workdir
+  for kind in kinds:
+    source = source_of(run, kind)
+    is_new = not (workdir / "data" / kind / "report.json").exists()
+    if jax.process_index() == 0:
+      report = prepare.prepare(
+          kind,
+          source_rows=read_rows(config, run.world, kind, source),
+          source=fingerprint(config, source),
+          out_dir=str(workdir / "data"),
+          tokenizer=run.tokenizer,
+          settings=cleaning_settings(config))
+      if is_new:
+        print(prepare.format_report(report), end="\n\n", flush=True)
+    barrier(f"data {kind}")
+
+
+def source_of(run, kind: str) -> str:
+  """The source of a kind; comparisons may be those of `collect`."""
+  source = run.config.data[kind]
+  if source != "collect":
+    return source
+  return f"jsonl:{run.stage_dir('collect') / 'comparisons.jsonl'}"
+
+
+def fingerprint(config, source: str) -> str:
+  """Names the rows by all that they depend on."""
+  if source == "smallworld":
+    return "smallworld " + json.dumps(config.smallworld.to_dict())
+  return records.fingerprint(source, root=config.data.root)
+
+
+def cleaning_settings(config) -> cleaning.Settings:
+  data = config.data
+  return cleaning.Settings(
+      window=config.model.context_length,
+      max_prompt_tokens=data.max_prompt_tokens,
+      max_response_tokens=data.max_response_tokens,
+      dedup_prefix_tokens=data.dedup_prefix_tokens,
+      max_prompts_per_user=data.max_prompts_per_user,
+      validation_fraction=data.validation_fraction,
+      test_fraction=data.test_fraction,
+      prompt_suffix=data.prompt_suffix,
+      response_prefix=data.response_prefix)
+
+
+def barrier(name: str) -> None:
+  """All processes meet here; nothing happens with one."""
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(name)
+
+

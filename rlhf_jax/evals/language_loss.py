@@ -1,0 +1,47 @@
+"""Mean token loss on held-out rows."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+
+from rlhf_jax import losses, streams
+from rlhf_jax.models.policy import Policy
+from rlhf_jax.run import Run
+
+STREAMS = {
+    "pretrain": streams.pretrain,
+    "demonstrations": streams.demonstrations,
+}
+
+
+def make_eval_step(model: Policy) -> Callable[..., tuple[Any, Any]]:
+  """Builds `eval_step(params, rows) -> (loss sum, number of tokens)`."""
+
+  def eval_step(params, rows):
+    logits = model.apply({"params": params}, rows["tokens"], rows["mask"])
+    mask = rows["loss_mask"] & rows["row_mask"][:, None]
+    # logits at t predict token t + 1, hence the shift
+    return losses.lm_loss_sum(
+        logits[:, :-1], rows["tokens"][:, 1:], mask[:, 1:])
+
+  return eval_step
+
+
+def make_evaluate(run: Run, settings) -> Callable[[Any], Iterator]:
+  """Builds `evaluate(params)`, yielding (name, mean loss in nats a token) of
+  every stream of `settings.eval_streams` on its validation split."""
+  eval_step = jax.jit(make_eval_step(run.policy()))
+
+  def evaluate(params):
+    for name in settings.eval_streams:
+      at = STREAMS[name](run, "validation", settings.eval_batch_size, None)
+      rows = len(run.source(name, "validation"))
+      num_batches = -(-rows // settings.eval_batch_size)
+      total = count = 0.0
+      for number in range(min(num_batches, settings.max_eval_batches)):
+        part, tokens = eval_step(params, run.put(at(number)))
+        total, count = total + float(part), count + float(tokens)
+      yield f"validation/{name}/loss", total / count
+
+  return evaluate

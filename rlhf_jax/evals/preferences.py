@@ -1,0 +1,41 @@
+"""Which of two policies is preferred, by labelers or by a reward model."""
+
+from collections.abc import Callable, Sequence
+
+from rlhf_jax.evals import intervals
+
+# judge(prompt number, prompt, [response a, response b]) -> ranks, 1 = better
+Judge = Callable[[int, str, list[str]], Sequence[int]]
+
+
+def win_rate(
+    prompts: Sequence[str],
+    responses: Sequence[str],
+    baseline: Sequence[str],
+    judge: Judge,
+) -> dict[str, float]:
+  """Share of prompts where `responses` beat `baseline`; ties count half."""
+  wins = []
+  for number, (prompt, a, b) in enumerate(zip(prompts, responses, baseline)):
+    rank_a, rank_b = judge(number, prompt, [a, b])
+    wins.append(0.5 + 0.5 * ((rank_a < rank_b) - (rank_a > rank_b)))
+  return intervals.mean(wins)
+
+
+def labelers_judge(labelers: Sequence, assign: Callable) -> Judge:
+  """One labeler a prompt, chosen by `assign(labelers, prompt)`."""
+  return lambda number, prompt, pair: assign(
+      labelers, prompt).rank(prompt, pair).ranks
+
+
+def scores_judge(
+    scores: Sequence[float], baseline_scores: Sequence[float]
+) -> Judge:
+  """The higher score of a reward model wins."""
+
+  def judge(number, prompt, pair):
+    del prompt, pair
+    a, b = scores[number], baseline_scores[number]
+    return (1 + (a < b), 1 + (b < a))
+
+  return judge

@@ -1,0 +1,247 @@
+"""The last stage: every policy of the run on held-out prompts.
+
+Prompts are of the test split (no user, slot or fact shared with training),
+labelers are held-out ones, or a reward model that was not optimised against.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import json
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from rlhf_jax import (
+    collect, metrics, rollout, sampler, scoring, sharding, streams,
+)
+from rlhf_jax.evals import (
+    constant, divergence, intervals, language_loss, preferences, ranking,
+)
+from rlhf_jax.run import Run
+from rlhf_jax.sampler import Response
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+  """What one policy did with the held-out prompts, in their order."""
+
+  responses: list[Response]
+  kl: np.ndarray  # float [N], exact, summed over tokens, nats
+  kl_sampled: np.ndarray  # float [N], the log-ratio of the sample
+  scores: np.ndarray  # float [N], of the optimised reward model
+  judge_scores: np.ndarray | None  # float [N], of another reward model
+  gold: np.ndarray | None  # float [N], Smallworld's rubric
+  pretrain_loss: float  # nats a token
+
+  @property
+  def texts(self) -> list[str]:
+    return [response.text for response in self.responses]
+
+
+def run_stage(run: Run, stage: str) -> dict[str, Any]:
+  """Writes samples.jsonl; returns the figures for done.json."""
+  settings = run.config[stage]
+  rows = held_out_prompts(run, settings.num_prompts)
+  prompts = [row["prompt"] for row in rows]
+  with sharding.use(run.mesh, run.axis_rules):
+    outcomes = {
+        name: evaluate_policy(run, name, rows, settings)
+        for name in metrics.track(stage, list(settings.policies), "policy")
+    }
+    rm_figures = reward_model_figures(run, settings)
+  figures = {
+      "eval": summarise(run, settings, prompts, outcomes),
+      "rm": rm_figures,
+  }
+  if run.world is not None:
+    figures["eval"]["best_constant_reply"] = constant.best_replies(
+        run.world, rows, run.source("demonstrations", "train"),
+        outcomes[settings.baseline].gold)
+  write_samples(run, rows, outcomes)
+  run.writer.write(stage, 0, flat_numbers(figures))
+  return figures
+
+
+def held_out_prompts(run: Run, limit: int) -> list[Mapping[str, Any]]:
+  source = run.source("prompts", "test")
+  return [source[i] for i in range(min(limit, len(source)))]
+
+
+def policy_params(run: Run, name: str):
+  """A stage's policy: the average of PPO's, the last one of the others."""
+  item = "ema" if name.partition("@")[0] == "ppo" else "params"
+  return run.load(name, item, run.policy())
+
+
+def evaluate_policy(
+    run: Run, name: str, rows: Sequence[Mapping[str, Any]], settings
+) -> Outcome:
+  params = policy_params(run, name)
+  reference = policy_params(run, settings.reference)
+  responses, kl, kl_sampled = sample(
+      run, name, params, reference, rows, settings)
+  pairs = [
+      (row["prompt_tokens"], response.tokens)
+      for row, response in zip(rows, responses)
+  ]
+  judge_scores = None
+  if settings.judge != "labelers":
+    judge_scores = score(run, settings.judge, pairs, settings)
+  gold = None
+  if run.world is not None:
+    gold = np.array([
+        run.world.judge(row["prompt"], response.text).score
+        for row, response in zip(rows, responses)])
+  return Outcome(
+      responses, kl, kl_sampled,
+      score(run, settings.reward_model, pairs, settings),
+      judge_scores, gold, pretrain_loss(run, params, settings))
+
+
+def sample(run: Run, name, params, reference, rows, settings):
+  """(responses, exact KL [N], sampled KL [N]) of one response a prompt."""
+  policy = run.policy()
+  generate = sampler.make_generate(
+      run, policy, temperature=settings.temperature)
+  kl_of = jax.jit(
+      divergence.make_kl(policy, settings.temperature or 1.0),
+      out_shardings=sharding.replicated(run.mesh))
+  responses, exact, sampled_kl = [], [], []
+  size = settings.batch_size
+  for start in range(0, len(rows), size):
+    part = rows[start:start + size]
+    batch = run.put(sampler.prompt_rows(
+        run, [row["prompt_tokens"] for row in part],
+        range(start, start + len(part)), size))
+    sampled: rollout.Rollout = generate(
+        params, run.key(f"evaluate/{name}"), batch)
+    responses += sampler.to_responses(run, sampled)[:len(part)]
+    both = jax.device_get(kl_of(params, reference, sampled))
+    exact.append(both[0][:len(part)])
+    sampled_kl.append(both[1][:len(part)])
+  return responses, np.concatenate(exact), np.concatenate(sampled_kl)
+
+
+def score(run: Run, stage: str, pairs, settings) -> np.ndarray:
+  """Scores by the reward model of `stage`."""
+  model = run.scalar()
+  scorer = scoring.Scorer(run, model, settings.batch_size)
+  return scorer(run.load(stage, "params", model), pairs)
+
+
+def pretrain_loss(run: Run, params, settings) -> float:
+  evaluate = language_loss.make_evaluate(run, ml_collections.ConfigDict(dict(
+      eval_streams=("pretrain",), eval_batch_size=32,
+      max_eval_batches=settings.max_pretrain_batches)))
+  return dict(evaluate(params))["validation/pretrain/loss"]
+
+
+def reward_model_figures(run: Run, settings) -> dict[str, Any]:
+  """Accuracy on validation prompts: by labeler group where the labelers are
+  known, by source otherwise; beside it the rule "the longer reply wins"."""
+  rows = streams.comparison_rows(run, "validation", None)
+  pairs = [
+      (row["prompt_tokens"], tokens)
+      for row in rows for tokens in row["response_tokens"]]
+  flat = iter(score(run, settings.reward_model, pairs, settings))
+  scores = [[float(next(flat)) for _ in row["ranks"]] for row in rows]
+  groups = [comparison_group(run, row) for row in rows]
+  lengths = [ranking.length_scores(row) for row in rows]
+  return (
+      named("accuracy", dict(ranking.evaluate(rows, scores, groups)))
+      | named("longer_wins", dict(ranking.evaluate(rows, lengths, groups))))
+
+
+def named(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
+  """{key: interval} -> the means under `name`, the rest beside them."""
+  return {
+      name: {key: value["mean"] for key, value in found.items()},
+      f"{name}_intervals": dict(found),
+  }
+
+
+def comparison_group(run: Run, row) -> str:
+  if run.world is None:
+    return row["source"] or "unnamed"
+  heldout = {x.labeler_id for x in collect.smallworld_labelers(run)[1]}
+  is_heldout = row["labeler_id"] in heldout
+  return "heldout_labelers" if is_heldout else "train_labelers"
+
+
+def summarise(
+    run: Run, settings, prompts, outcomes: Mapping[str, Outcome]
+) -> dict[str, Any]:
+  """Figures by name, policies below."""
+  by_policy = lambda pick: {
+      name: pick(outcome) for name, outcome in outcomes.items()}
+  figures = {
+      "n": len(prompts),
+      **named("score", by_policy(lambda o: intervals.mean(o.scores))),
+      **named("kl", by_policy(lambda o: intervals.mean(o.kl))),
+      **named("kl_sampled",
+              by_policy(lambda o: intervals.mean(o.kl_sampled))),
+      "pretrain_loss": by_policy(lambda o: o.pretrain_loss),
+      "response_length": by_policy(
+          lambda o: float(np.mean([len(r.tokens) for r in o.responses]))),
+      "ended": by_policy(
+          lambda o: float(np.mean([r.ended for r in o.responses]))),
+  }
+  if run.world is not None:
+    figures |= named(
+        "gold_score", by_policy(lambda o: intervals.mean(o.gold)))
+  if settings.judge != "labelers":
+    figures |= named(
+        "judge_score", by_policy(lambda o: intervals.mean(o.judge_scores)))
+  figures["win_rate"] = {
+      name: win_rate(run, settings, prompts, outcome,
+                     outcomes[settings.baseline])
+      for name, outcome in outcomes.items() if name != settings.baseline
+  }
+  best = settings.policies[-1]
+  if best != settings.baseline:
+    figures["win_rate_vs_sft"] = figures["win_rate"][best]
+  figures["kl_to_sft"] = figures["kl"][best]
+  return figures
+
+
+def win_rate(run: Run, settings, prompts, outcome, baseline):
+  if settings.judge == "labelers":
+    heldout = collect.smallworld_labelers(run)[1]
+    judge = preferences.labelers_judge(
+        heldout, lambda group, prompt: collect.assign(group, prompt, 1)[0])
+  else:
+    judge = preferences.scores_judge(
+        outcome.judge_scores, baseline.judge_scores)
+  return preferences.win_rate(
+      prompts, outcome.texts, baseline.texts, judge)
+
+
+def write_samples(run: Run, rows, outcomes: Mapping[str, Outcome]) -> None:
+  """samples.jsonl: a held-out prompt a line with each policy's response."""
+  if jax.process_index() != 0:
+    return
+  with (run.workdir / "samples.jsonl").open("w") as f:
+    for i, row in enumerate(rows):
+      responses = {}
+      for name, outcome in outcomes.items():
+        values = {"score": outcome.scores[i], "kl": outcome.kl[i],
+                  "judge_score": outcome.judge_scores, "gold": outcome.gold}
+        responses[name] = {"text": outcome.texts[i]} | {
+            key: round(float(v if np.ndim(v) == 0 else v[i]), 4)
+            for key, v in values.items() if v is not None}
+      line = {"prompt": row["prompt"], "category": row["category"],
+              "responses": responses}
+      f.write(json.dumps(line) + "\n")
+
+
+def flat_numbers(tree: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+  """Nested figures -> {"a/b/c": number}."""
+  flat = {}
+  for name, value in tree.items():
+    if isinstance(value, Mapping):
+      flat |= flat_numbers(value, f"{prefix}{name}/")
+    elif isinstance(value, (int, float)):
+      flat[prefix + name] = value
+  return flat

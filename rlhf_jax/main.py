@@ -1,0 +1,42 @@
+"""Runs an experiment.
+
+  python -m rlhf_jax.main --config=experiments/ppo_ptx.py[:SIZE] \
+      [--workdir=DIR] [--config.a.b=VALUE ...]
+"""
+
+import sys
+
+from absl import app
+from absl import flags
+from etils import epath
+from ml_collections import config_flags
+
+from rlhf_jax import checkpoint, config, pipeline
+from rlhf_jax.data.records import DataError
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "The experiment, as experiments/ppo_ptx.py:mini.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None,
+    "Where everything is written, resumed and skipped; by default "
+    "runs/NAME of the experiment.")
+# What a person can mend: one message, no traceback.
+_USER_ERRORS = (
+    config.ConfigError, DataError, pipeline.WorkdirError,
+    checkpoint.CheckpointError)
+
+
+def main(argv):
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+  workdir = epath.Path(_WORKDIR.value or f"runs/{_CONFIG.value.name}")
+  try:
+    pipeline.run_all(_CONFIG.value, workdir)
+  except _USER_ERRORS as error:
+    print(f"\nerror: {error}", file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+  flags.mark_flag_as_required("config")
+  app.run(main)

@@ -1,0 +1,112 @@
+"""Where numbers go: metrics.jsonl, TensorBoard, a progress bar.
+
+All three carry the same values; only process 0 writes.
+"""
+
+from collections.abc import Iterator, Mapping
+import json
+import math
+import sys
+import time
+from typing import Any
+
+from etils import epath
+import jax
+import numpy as np
+import tensorboardX
+import tqdm
+
+
+class Writer:
+  """Writes `{"stage", "step", "seconds", name: value, ...}` a line."""
+
+  def __init__(self, workdir: epath.PathLike):
+    self._workdir = epath.Path(workdir)
+    self._path = self._workdir / "metrics.jsonl"
+    self._start = time.monotonic()
+    self._boards: dict[str, tensorboardX.SummaryWriter] = {}
+    self._is_writer = jax.process_index() == 0
+
+  def write(self, stage: str, step: int, values: Mapping[str, Any]) -> None:
+    """Writes scalars; device arrays are fetched in one go."""
+    values = {k: float(np.asarray(v))
+              for k, v in jax.device_get(dict(values)).items()}
+    if not self._is_writer:
+      return
+    row = {"stage": stage, "step": int(step),
+           "seconds": round(time.monotonic() - self._start, 3)}
+    # NaN is not JSON: written as null, so that the line stays readable.
+    row |= {k: v if math.isfinite(v) else None for k, v in values.items()}
+    with self._path.open("a") as f:
+      f.write(json.dumps(row) + "\n")
+    if stage not in self._boards:
+      self._boards[stage] = tensorboardX.SummaryWriter(
+          str(self._workdir / "tensorboard" / stage))
+    for name, value in values.items():
+      self._boards[stage].add_scalar(name, value, step)
+
+  def rewind(self, stage: str, step: int) -> None:
+    """Drops a stage's rows after `step`: a resumed stage writes them anew."""
+    if not self._is_writer or not self._path.exists():
+      return
+    kept = [
+        line for line in self._path.read_text().splitlines()
+        if not _is_after(line, stage, step)
+    ]
+    partial = self._path.with_suffix(".partial")
+    partial.write_text("".join(line + "\n" for line in kept))
+    partial.replace(self._path)
+
+  def close(self) -> None:
+    for board in self._boards.values():
+      board.close()
+    self._boards.clear()
+
+
+def _is_after(line: str, stage: str, step: int) -> bool:
+  try:
+    row = json.loads(line)
+  except json.JSONDecodeError:
+    return True  # the last line of a killed run, cut in the middle
+  return row["stage"] == stage and row["step"] > step
+
+
+def read(workdir: epath.PathLike, stage: str) -> list[dict[str, Any]]:
+  """The rows of one stage."""
+  lines = (epath.Path(workdir) / "metrics.jsonl").read_text().splitlines()
+  return [r for r in map(json.loads, lines) if r["stage"] == stage]
+
+
+class Progress:
+  """A bar with the time left, a postfix of a few figures."""
+
+  def __init__(self, stage: str, first: int, total: int, unit: str = "step"):
+    self._bar = tqdm.tqdm(
+        total=total, initial=first, desc=f"{stage:>10}", unit=unit,
+        file=sys.stderr, dynamic_ncols=True, mininterval=1.0,
+        disable=jax.process_index() != 0)
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *unused):
+    self._bar.close()
+
+  def update(self, steps: int = 1, **figures: float) -> None:
+    if figures:
+      self._bar.set_postfix(
+          {k: f"{float(v):.3g}" for k, v in figures.items()}, refresh=False)
+    self._bar.update(steps)
+
+
+def should_run(step: int, every: int, last: int) -> bool:
+  """True at multiples of `every` and at the last step; 0 means only last."""
+  return step == last or (every > 0 and step % every == 0)
+
+
+def track(stage: str, items: list, unit: str) -> Iterator[Any]:
+  """Iterates with a progress bar."""
+  with Progress(stage, 0, len(items), unit) as progress:
+    for item in items:
+      yield item
+      progress.update()

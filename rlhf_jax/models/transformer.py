@@ -1,0 +1,240 @@
+"""The GPT-3 decoder: pre-LayerNorm, learned positions, tanh-GELU.
+
+Brown et al. 2020, section 2.1 (the GPT-2 architecture with modified
+initialisation and, as an option, alternating dense and locally banded
+attention). Parameters of all blocks are stacked on a leading axis and scanned
+over; decoding unrolls the same blocks (`rlhf_jax/rollout.py`), because a
+scanned stack would be copied for every token.
+"""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from rlhf_jax.sharding import constrain
+
+REMAT_POLICIES = {
+    "none": None,
+    "block": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+ATTENTION_PATTERNS = ("dense", "alternating")
+# Large negative, finite: a fully masked row gives a uniform softmax, not NaN.
+MASKED = -1e10
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TransformerConfig:
+  """Sizes and numerics of one decoder.
+
+  `vocab_size` is the true vocabulary; the table has `padded_vocab_size` rows,
+  so that the padding id `vocab_size` lies inside the table and the table
+  divides over the tensor axis. Ids past the vocabulary are never predicted.
+  """
+
+  vocab_size: int
+  vocab_multiple: int
+  num_layers: int
+  d_model: int
+  num_heads: int
+  context_length: int
+  dropout_rate: float
+  dtype: str
+  remat: str
+  attention_pattern: str
+  band_width: int
+
+  @property
+  def head_dim(self) -> int:
+    return self.d_model // self.num_heads
+
+  @property
+  def d_mlp(self) -> int:
+    return 4 * self.d_model
+
+  @property
+  def padded_vocab_size(self) -> int:
+    return -(-(self.vocab_size + 1) // self.vocab_multiple) * (
+        self.vocab_multiple
+    )
+
+  @property
+  def num_params(self) -> int:
+    """Parameters with tied unembedding and the true vocabulary (SPEC C)."""
+    d, n = self.d_model, self.num_layers
+    return (
+        self.vocab_size * d + self.context_length * d
+        + n * (12 * d * d + 13 * d) + 2 * d
+    )
+
+
+def normal_init(stddev: float):
+  return nn.initializers.normal(stddev)
+
+
+class Attention(nn.Module):
+  """Multi-head causal self-attention, with or without a cache."""
+
+  config: TransformerConfig
+
+  @nn.compact
+  def __call__(self, x, mask, cache, cache_index):
+    """x [B, L, D], mask [B, L, S] -> (out [B, L, D], cache).
+
+    Without a cache (None) S = L. With one, a pair of [B, H, S, K], this
+    call's keys and values are written at `cache_index` and read back.
+    """
+    c = self.config
+    dtype = jnp.dtype(c.dtype)
+    qkv_kernel = self.param(
+        "qkv_kernel", normal_init(0.02),
+        (c.d_model, 3, c.num_heads, c.head_dim))
+    qkv_bias = self.param(
+        "qkv_bias", nn.initializers.zeros, (3, c.num_heads, c.head_dim))
+    out_kernel = self.param(
+        "out_kernel", normal_init(0.02 / (2 * c.num_layers) ** 0.5),
+        (c.num_heads, c.head_dim, c.d_model))
+    out_bias = self.param("out_bias", nn.initializers.zeros, (c.d_model,))
+
+    qkv = jnp.einsum("bld,dchk->cbhlk", x, qkv_kernel.astype(dtype))
+    qkv = qkv + qkv_bias.astype(dtype)[:, None, :, None, :]
+    query, key, value = (
+        constrain(a, "batch", "heads", "length", None) for a in qkv
+    )
+    if cache is not None:
+      start = (0, 0, cache_index, 0)
+      key = jax.lax.dynamic_update_slice(cache[0], key, start)
+      value = jax.lax.dynamic_update_slice(cache[1], value, start)
+      cache = (key, value)
+    scores = jnp.einsum(
+        "bhlk,bhsk->bhls", query, key, preferred_element_type=jnp.float32
+    ) * c.head_dim**-0.5
+    scores = jnp.where(mask[:, None], scores, MASKED)
+    weights = jax.nn.softmax(scores, axis=-1).astype(dtype)
+    heads = jnp.einsum("bhls,bhsk->bhlk", weights, value)
+    out = jnp.einsum("bhlk,hkd->bld", heads, out_kernel.astype(dtype))
+    return out + out_bias.astype(dtype), cache
+
+
+class Mlp(nn.Module):
+  config: TransformerConfig
+
+  @nn.compact
+  def __call__(self, x):
+    c = self.config
+    dtype = jnp.dtype(c.dtype)
+    up_kernel = self.param(
+        "up_kernel", normal_init(0.02), (c.d_model, c.d_mlp))
+    up_bias = self.param("up_bias", nn.initializers.zeros, (c.d_mlp,))
+    down_kernel = self.param(
+        "down_kernel", normal_init(0.02 / (2 * c.num_layers) ** 0.5),
+        (c.d_mlp, c.d_model))
+    down_bias = self.param("down_bias", nn.initializers.zeros, (c.d_model,))
+    hidden = x @ up_kernel.astype(dtype) + up_bias.astype(dtype)
+    hidden = constrain(hidden, "batch", "length", "mlp")
+    hidden = nn.gelu(hidden, approximate=True)
+    return hidden @ down_kernel.astype(dtype) + down_bias.astype(dtype)
+
+
+class Block(nn.Module):
+  """One pre-LayerNorm block."""
+
+  config: TransformerConfig
+
+  @nn.compact
+  def __call__(self, x, layer, masks, cache, cache_index, deterministic):
+    """x [B, L, D]; masks: one [B, L, S] a pattern; layer: this block's number.
+
+    Returns:
+      (x [B, L, D], cache)
+    """
+    c = self.config
+    dropout = nn.Dropout(c.dropout_rate, deterministic=deterministic)
+    norm = lambda name: nn.LayerNorm(
+        epsilon=1e-5, dtype=jnp.dtype(c.dtype), name=name)
+    mask = masks[0]
+    if len(masks) > 1:  # alternating: every second block is banded
+      mask = jnp.where(layer % 2 == 1, masks[1], masks[0])
+    x = constrain(x, "batch", "length", "embed")
+    attended, cache = Attention(c, name="attention")(
+        norm("attention_norm")(x), mask, cache, cache_index)
+    x = x + dropout(attended)
+    x = x + dropout(Mlp(c, name="mlp")(norm("mlp_norm")(x)))
+    return x, cache
+
+
+class Transformer(nn.Module):
+  """Token ids -> final hidden states."""
+
+  config: TransformerConfig
+
+  def setup(self):
+    c = self.config
+    self.token_embedding = nn.Embed(
+        c.padded_vocab_size, c.d_model, embedding_init=normal_init(0.02))
+    self.position_embedding = nn.Embed(
+        c.context_length, c.d_model, embedding_init=normal_init(0.01))
+    block = Block
+    if c.remat != "none":
+      block = nn.remat(
+          Block, prevent_cse=False, policy=REMAT_POLICIES[c.remat],
+          static_argnums=(6,))  # deterministic
+    self.blocks = nn.scan(
+        block, length=c.num_layers, variable_axes={"params": 0},
+        split_rngs={"params": True, "dropout": True},
+        in_axes=(0,) + (nn.broadcast,) * 4,
+    )(c)
+    self.final_norm = nn.LayerNorm(epsilon=1e-5, dtype=jnp.dtype(c.dtype))
+    self.dropout = nn.Dropout(c.dropout_rate)
+
+  def __call__(self, tokens, mask, *, deterministic=True):
+    """tokens [B, L], mask [B, L] (1 = real) -> hidden [B, L, D]."""
+    positions = positions_of(mask)
+    x = self.embed(tokens, positions, deterministic=deterministic)
+    masks = attention_masks(
+        self.config, query_positions=positions, key_positions=positions,
+        key_mask=mask, causal=causal_mask(tokens.shape[1]))
+    x, _ = self.blocks(
+        x, jnp.arange(self.config.num_layers), masks, None, None,
+        deterministic)
+    return self.finish(x)
+
+  def embed(self, tokens, positions, *, deterministic=True):
+    """tokens, positions [B, L] -> [B, L, D] in the compute dtype."""
+    x = self.token_embedding(tokens) + self.position_embedding(positions)
+    x = x.astype(jnp.dtype(self.config.dtype))
+    return self.dropout(x, deterministic=deterministic)
+
+  def finish(self, x):
+    return constrain(self.final_norm(x), "batch", "length", "embed")
+
+
+def positions_of(mask):
+  """Position ids [B, L]: the number of real tokens before, so that padding on
+  the left does not move a row (cumsum(m) - m, clipped at 0)."""
+  mask = mask.astype(jnp.int32)
+  return jnp.maximum(jnp.cumsum(mask, axis=-1) - mask, 0)
+
+
+def causal_mask(length: int):
+  """[1, L, L] lower triangle."""
+  return jnp.tril(jnp.ones((1, length, length), jnp.bool_))
+
+
+def attention_masks(
+    config, *, query_positions, key_positions, key_mask, causal
+):
+  """The masks [B, L, S] of the pattern: (dense,) or (dense, banded)."""
+  dense = causal & key_mask.astype(jnp.bool_)[:, None, :]
+  if config.attention_pattern == "dense":
+    return (dense,)
+  distance = query_positions[:, :, None] - key_positions[:, None, :]
+  return dense, dense & (distance < config.band_width)
+
+
+def model_config(dtype: str, **sizes: Any) -> TransformerConfig:
+  """A TransformerConfig from an experiment's sub-tree; wrong keys raise."""
+  return TransformerConfig(dtype=dtype, **sizes)

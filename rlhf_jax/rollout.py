@@ -1,0 +1,192 @@
+"""Sampling responses: prefill, decode with a KV cache, stop when all ended.
+
+Plain ancestral sampling, as in the paper: no top-k, no top-p. The noise of a
+token is a function of (key, row id, token index) alone, so the mesh, a resume
+or the company of other rows in a batch cannot change a sample.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from rlhf_jax.models import transformer
+from rlhf_jax.models.policy import Policy
+from rlhf_jax.models.transformer import Block
+
+
+@flax.struct.dataclass
+class Rollout:
+  """A batch of prompts with one response each.
+
+  The response mask is True through the end token; what follows is padding.
+  `logprobs` are the sampler's own, for comparison with the scorer.
+  """
+
+  prompt_tokens: jax.Array  # int32 [B, P], left-padded
+  prompt_mask: jax.Array  # bool [B, P]
+  response_tokens: jax.Array  # int32 [B, T], right-padded
+  response_mask: jax.Array  # bool [B, T]
+  logprobs: jax.Array  # float32 [B, T]
+
+  @property
+  def tokens(self) -> jax.Array:  # [B, P + T]
+    return jnp.concatenate([self.prompt_tokens, self.response_tokens], axis=1)
+
+  @property
+  def mask(self) -> jax.Array:  # [B, P + T]
+    return jnp.concatenate([self.prompt_mask, self.response_mask], axis=1)
+
+
+@flax.struct.dataclass
+class SamplingState:
+  """What decoding carries from token to token."""
+
+  step: jax.Array  # tokens sampled so far
+  done: jax.Array  # bool [B]: the end token was sampled
+  tokens: jax.Array  # int32 [B, T]
+  mask: jax.Array  # bool [B, T]
+  logprobs: jax.Array  # float32 [B, T]
+  caches: Any  # a pair of [B, H, P + T, K] a block
+
+
+def make_generate(
+    model: Policy, *, response_length: int, temperature: float, eos_id: int
+) -> Callable[..., Rollout]:
+  """Builds `generate(params, key, prompt_tokens, prompt_mask, row_ids)`.
+
+  Args:
+    model: the policy.
+    response_length: T, the most tokens a response may have.
+    temperature: divides the logits; 0 takes the most likely token.
+    eos_id: ends a response; part of it.
+
+  Returns:
+    A pure function to be jitted. `row_ids` int32 [B] name the noise of a row:
+    two rows with the same key and id share it, others do not.
+  """
+  config = model.config
+  pad_id = config.vocab_size
+
+  def generate(params, key, prompt_tokens, prompt_mask, row_ids):
+    batch, prompt_length = prompt_tokens.shape
+    chex.assert_equal_shape([prompt_tokens, prompt_mask])
+    total = prompt_length + response_length
+    if total > config.context_length:
+      raise ValueError(
+          f"prompts of {prompt_length} and responses of {response_length} "
+          f"tokens exceed context_length={config.context_length}")
+    forward = make_cached_forward(model, params)
+    row_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, row_ids)
+    num_prompt_tokens = prompt_mask.sum(-1).astype(jnp.int32)  # [B]
+
+    def sample(state: SamplingState, logits) -> SamplingState:
+      """One token from logits [B, V] for every row that has not ended."""
+      keys = jax.vmap(jax.random.fold_in, (0, None))(row_keys, state.step)
+      token, logprob = sample_token(keys, logits, temperature)
+      live = ~state.done
+      put = lambda buffer, value: jax.lax.dynamic_update_slice(
+          buffer, value[:, None], (0, state.step))
+      return state.replace(
+          step=state.step + 1,
+          done=state.done | (token == eos_id),
+          tokens=put(state.tokens, jnp.where(live, token, pad_id)),
+          mask=put(state.mask, live),
+          logprobs=put(state.logprobs, jnp.where(live, logprob, 0.0)),
+      )
+
+    def decode(state: SamplingState) -> SamplingState:
+      """Feeds the newest token, samples the next."""
+      newest = state.step - 1
+      token = jax.lax.dynamic_slice_in_dim(state.tokens, newest, 1, axis=1)
+      key_mask = jnp.concatenate([prompt_mask, state.mask], axis=1)
+      logits, caches = forward(
+          token, (num_prompt_tokens + newest)[:, None], key_mask,
+          state.caches, prompt_length + newest)
+      return sample(state.replace(caches=caches), logits)
+
+    empty = jnp.zeros((batch, response_length), jnp.bool_)
+    state = SamplingState(
+        step=jnp.zeros((), jnp.int32),
+        done=jnp.zeros((batch,), jnp.bool_),
+        tokens=jnp.full((batch, response_length), pad_id, jnp.int32),
+        mask=empty,
+        logprobs=jnp.zeros((batch, response_length), jnp.float32),
+        caches=empty_caches(config, batch, total),
+    )
+    logits, caches = forward(
+        prompt_tokens, transformer.positions_of(prompt_mask),
+        jnp.concatenate([prompt_mask, empty], axis=1), state.caches, 0)
+    state = sample(state.replace(caches=caches), logits)
+    state = jax.lax.while_loop(
+        lambda s: (s.step < response_length) & ~s.done.all(), decode, state)
+    return Rollout(
+        prompt_tokens, prompt_mask, state.tokens, state.mask, state.logprobs)
+
+  return generate
+
+
+def sample_token(keys, logits, temperature):
+  """keys [B], logits [B, V] -> (token [B], its log-probability [B]).
+
+  The log-probability is that of the distribution sampled from, temperature
+  included.
+  """
+  logits = logits.astype(jnp.float32)
+  if temperature == 0:
+    token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+  else:
+    logits = logits / temperature
+    token = jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
+  chosen = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0]
+  return token, chosen - jax.nn.logsumexp(logits, axis=-1)
+
+
+def empty_caches(config, batch: int, length: int):
+  """Zeroed keys and values, [B, H, S, K] a block, in the compute dtype."""
+  shape = (batch, config.num_heads, length, config.head_dim)
+  zeros = lambda: jnp.zeros(shape, jnp.dtype(config.dtype))
+  return tuple((zeros(), zeros()) for _ in range(config.num_layers))
+
+
+def make_cached_forward(model: Policy, params: Any) -> Callable[..., Any]:
+  """Builds the forward pass that prefill and decode share.
+
+  Blocks are taken out of their stack once, outside the loop over tokens.
+
+  Returns:
+    forward(tokens [B, L], positions [B, L], key_mask [B, S], caches, index)
+    -> (logits of the last position [B, V], caches)
+  """
+  config = model.config
+  block = Block(config)
+  stacked = params["transformer"]["blocks"]
+  layers = [
+      jax.tree.map(lambda x, i=i: x[i], stacked)
+      for i in range(config.num_layers)
+  ]
+
+  def forward(tokens, positions, key_mask, caches, index):
+    slots = jnp.arange(key_mask.shape[1])
+    queries = index + jnp.arange(tokens.shape[1])
+    x = model.apply(
+        {"params": params}, tokens, positions,
+        method=lambda m, *args: m.transformer.embed(*args))
+    masks = transformer.attention_masks(
+        config, query_positions=positions,
+        key_positions=transformer.positions_of(key_mask), key_mask=key_mask,
+        causal=(slots[None, :] <= queries[:, None])[None])
+    new_caches = []
+    for number, (layer, cache) in enumerate(zip(layers, caches)):
+      x, cache = block.apply(
+          {"params": layer}, x, number, masks, cache, index, True)
+      new_caches.append(cache)
+    logits = model.apply(
+        {"params": params}, x[:, -1:],
+        method=lambda m, x: m.logits(m.transformer.finish(x)))
+    return logits[:, 0], tuple(new_caches)
+
+  return forward

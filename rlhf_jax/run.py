@@ -1,0 +1,107 @@
+"""What every stage of a run is given: config, mesh, tokenizer, folders."""
+
+import dataclasses
+from typing import Any
+import zlib
+
+from etils import epath
+import jax
+import ml_collections
+
+from rlhf_jax import checkpoint, metrics, sharding
+from rlhf_jax.data import batches, prepare
+from rlhf_jax.data.smallworld import Smallworld
+from rlhf_jax.data.tokenizer import Tokenizer
+from rlhf_jax.models.policy import Policy
+from rlhf_jax.models.scalar import Scalar
+from rlhf_jax.models.transformer import TransformerConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """One run on one mesh. Holds no arrays."""
+
+  config: ml_collections.ConfigDict
+  workdir: epath.Path
+  mesh: jax.sharding.Mesh
+  tokenizer: Tokenizer
+  world: Smallworld | None
+  writer: metrics.Writer
+
+  @property
+  def axis_rules(self) -> sharding.AxisRules:
+    return self.config.axis_rules
+
+  @property
+  def prompt_length(self) -> int:
+    return self.config.data.max_prompt_tokens
+
+  @property
+  def response_length(self) -> int:
+    return self.config.data.max_response_tokens
+
+  @property
+  def pair_length(self) -> int:
+    """Tokens of the longest prompt with the longest response."""
+    return self.prompt_length + self.response_length
+
+  def key(self, stage: str) -> jax.Array:
+    """The stage's random key: a function of the seed and the stage's name."""
+    return jax.random.fold_in(
+        jax.random.key(self.config.seed), zlib.crc32(stage.encode()))
+
+  def data_seed(self, stage: str, stream: str) -> int:
+    """The shuffle seed of one stream of a stage."""
+    return zlib.crc32(f"{self.config.seed}/{stage}/{stream}".encode())
+
+  def policy(self, dropout_rate: float = 0.0) -> Policy:
+    return Policy(transformer_config(self.config.model, dropout_rate))
+
+  def scalar(self) -> Scalar:
+    """The reward model's and critic's network."""
+    return Scalar(transformer_config(self.config.rm_model, 0.0))
+
+  def stage_dir(self, stage: str) -> epath.Path:
+    """Where a stage's result lies: here, or where config.inputs points."""
+    elsewhere = self.config.inputs.get(stage)
+    return epath.Path(elsewhere) if elsewhere else self.workdir / stage
+
+  def source(self, kind: str, split: str):
+    """Random access to the prepared rows of one split."""
+    return prepare.open_split(self.workdir / "data", kind, split)
+
+  def batches(self, examples, batch_size: int) -> batches.Batches:
+    """Global batches by number; this process loads its own rows."""
+    return batches.Batches(
+        examples, batch_size, process_index=jax.process_index(),
+        process_count=jax.process_count())
+
+  def put(self, batch: Any) -> Any:
+    return sharding.put_batch(batch, self.mesh, self.axis_rules)
+
+  def init(self, init, *args):
+    """(state, shardings), created straight into shards."""
+    return sharding.init_sharded(init, self.mesh, self.axis_rules, *args)
+
+  def abstract_params(self, model) -> Any:
+    """The model's parameters as ShapeDtypeStructs with shardings."""
+    abstract = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    shardings = sharding.shardings_for(abstract, self.mesh, self.axis_rules)
+    return sharding.abstract_with(abstract, shardings)
+
+  def load(self, stage: str, item: str, model) -> Any:
+    """Parameters that another stage left."""
+    return checkpoint.restore_item(
+        self.stage_dir(stage) / "checkpoints", item,
+        self.abstract_params(model))
+
+
+def transformer_config(model: Any, dropout_rate: float) -> TransformerConfig:
+  """The experiment's `model` sub-tree as a TransformerConfig."""
+  return TransformerConfig(**model, dropout_rate=dropout_rate)
+
+
+def init_params(model, key: jax.Array) -> Any:
+  """Fresh parameters; shapes do not depend on the tokens shown."""
+  tokens = jax.numpy.zeros((1, 2), jax.numpy.int32)
+  return model.init(key, tokens, tokens == 0)["params"]

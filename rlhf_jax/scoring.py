@@ -1,0 +1,56 @@
+"""Reward-model scores of responses: one number a response."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from rlhf_jax import sharding
+from rlhf_jax.data import batches
+from rlhf_jax.models import scalar
+from rlhf_jax.models.scalar import Scalar
+from rlhf_jax.run import Run
+
+
+def make_scores(model: Scalar) -> Callable[[Any, Any, Any], jax.Array]:
+  """Builds `scores(params, tokens [..., L], mask [..., L]) -> [...]`.
+
+  The score is read at the last real token.
+  """
+
+  def scores(params, tokens, mask):
+    flat = lambda x: x.reshape(-1, x.shape[-1])
+    values = model.apply({"params": params}, flat(tokens), flat(mask))
+    return scalar.at_last_token(values, flat(mask)).reshape(tokens.shape[:-1])
+
+  return scores
+
+
+class Scorer:
+  """Scores lists of (prompt tokens, response tokens); compiles once.
+
+  Call it under `sharding.use`; every process scores the same list.
+  """
+
+  def __init__(self, run: Run, model: Scalar, batch_size: int):
+    self._run = run
+    self._batch_size = batch_size
+    self._scores = jax.jit(
+        make_scores(model), out_shardings=sharding.replicated(run.mesh))
+
+  def __call__(
+      self, params: Any, pairs: list[tuple[Any, Any]]
+  ) -> np.ndarray:
+    """float32 [len(pairs)], in order."""
+    at = self._run.batches(
+        batches.pair_examples(
+            pairs, length=self._run.pair_length,
+            pad_id=self._run.config.model.vocab_size),
+        self._batch_size)
+    parts = []
+    for number in range(-(-len(pairs) // self._batch_size)):
+      rows = self._run.put(at(number))
+      scores = self._scores(params, rows["tokens"], rows["mask"])
+      parts.append(np.asarray(scores))
+    return np.concatenate(parts)[:len(pairs)]

@@ -1,0 +1,78 @@
+"""The batches of each kind that trainers and evaluators ask for by number."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from rlhf_jax.data import batches, splits
+from rlhf_jax.run import Run
+
+BatchAt = Callable[[int], dict[str, np.ndarray]]
+
+
+def pretrain(
+    run: Run, split: str, batch_size: int, seed: int | None
+) -> BatchAt:
+  """Packed windows; every token but the first is trained on."""
+  at = run.batches(
+      batches.lm_examples(run.source("pretrain", split), seed), batch_size)
+
+  def with_masks(number):
+    rows = at(number)
+    mask = np.ones(rows["tokens"].shape, bool)
+    return {**rows, "mask": mask, "loss_mask": mask}
+
+  return with_masks
+
+
+def demonstrations(
+    run: Run, split: str, batch_size: int, seed: int | None
+) -> BatchAt:
+  """Prompts with responses; the response's tokens are trained on."""
+  return run.batches(
+      batches.demonstration_examples(
+          run.source("demonstrations", split), seed, length=run.pair_length,
+          pad_id=run.config.model.vocab_size),
+      batch_size)
+
+
+def comparisons(
+    run: Run, stage: str, settings
+) -> tuple[BatchAt, int]:
+  """(batches of prompts with K ranked responses each, number of prompts)."""
+  rows = comparison_rows(run, "train", settings.half)
+  at = run.batches(
+      batches.comparison_examples(
+          rows, run.data_seed(stage, "comparisons"), length=run.pair_length,
+          max_responses=settings.max_responses,
+          pad_id=run.config.model.vocab_size),
+      settings.batch_size)
+  return at, len(rows)
+
+
+def comparison_rows(run: Run, split: str, half: int | None) -> list[Any]:
+  """Comparisons of a split; `half` 0 or 1 keeps every second prompt."""
+  rows = list(run.source("comparisons", split))
+  if half is None:
+    return rows
+  return [r for r in rows if splits.half_of(r["prompt"]) == half]
+
+
+def prompts(run: Run, stage: str, batch_size: int) -> BatchAt:
+  """Training prompts, left-padded, with the row ids of their noise."""
+  at = run.batches(
+      batches.prompt_examples(
+          run.source("prompts", "train"), run.data_seed(stage, "prompts"),
+          prompt_length=run.prompt_length,
+          pad_id=run.config.model.vocab_size),
+      batch_size)
+  share = batch_size // jax.process_count()
+  first = jax.process_index() * share
+
+  def with_row_ids(number):
+    ids = number * batch_size + first + np.arange(share, dtype=np.int32)
+    return {**at(number), "row_ids": ids}
+
+  return with_row_ids

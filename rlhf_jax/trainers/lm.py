@@ -1,0 +1,175 @@
+"""Language modelling: pretraining, SFT, and the PPO start (`rl_init`).
+
+One loop for the three: a batch has one or two streams, `pretrain` windows and
+`demonstrations`, and the loss is their weighted mean per token. SFT has
+demonstrations alone (InstructGPT C.1); the model that PPO starts from mixes
+10 % pretraining examples in (C.3).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from rlhf_jax import (
+    checkpoint, losses, metrics, optimizer, sharding, streams, train_state,
+    tree,
+)
+from rlhf_jax.evals import language_loss
+from rlhf_jax.models.policy import Policy
+from rlhf_jax.run import Run, init_params
+from rlhf_jax.train_state import TrainState
+
+Batch = dict[str, dict[str, jax.Array]]
+STREAMS = {
+    "pretrain": streams.pretrain,
+    "demonstrations": streams.demonstrations,
+}
+
+
+def make_lm_step(
+    model: Policy,
+    tx: optax.GradientTransformation,
+    *,
+    weights: dict[str, float],
+    num_microbatches: int,
+) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+  """Builds `lm_step(state, batch, key) -> (state, metrics)`.
+
+  Args:
+    model: the policy; its dropout rate is that of training.
+    tx: the optimizer.
+    weights: stream -> weight of its mean token loss; they sum to 1.
+    num_microbatches: into how many parts a batch is cut; with dropout off it
+      does not change the result.
+  """
+  deterministic = model.config.dropout_rate == 0
+
+  def loss_sum(params, rows, key):
+    """(sum of the loss over trained tokens, their number)."""
+    hidden = model.apply(
+        {"params": params}, rows["tokens"], rows["mask"],
+        deterministic=deterministic, rngs={"dropout": key}, method="hidden")
+    logits = model.apply(
+        {"params": params}, hidden[:, :-1], method="logits")
+    # logits at t predict token t + 1, hence the shift
+    return losses.lm_loss_sum(
+        logits, rows["tokens"][:, 1:], rows["loss_mask"][:, 1:])
+
+  def stream_gradients(params, rows, key):
+    """(gradient of the stream's mean token loss, that loss, its tokens)."""
+    count = jnp.maximum(rows["loss_mask"][:, 1:].sum(), 1).astype(jnp.float32)
+
+    def part_gradients(part, number):
+      def loss_fn(params):
+        total, _ = loss_sum(params, part, jax.random.fold_in(key, number))
+        return total / count
+      loss, grads = jax.value_and_grad(loss_fn)(params)
+      return grads, loss
+
+    grads, loss = train_state.accumulate(
+        part_gradients, rows, num_microbatches)
+    return grads, loss, count
+
+  def lm_step(state: TrainState, batch: Batch, key: jax.Array):
+    key = jax.random.fold_in(key, state.step)
+    values, grads = {}, jax.tree.map(jnp.zeros_like, state.params)
+    for number, (stream, weight) in enumerate(sorted(weights.items())):
+      key_dropout = jax.random.fold_in(key, number)
+      stream_grads, loss, count = stream_gradients(
+          state.params, batch[stream], key_dropout)
+      grads = tree.add(grads, tree.scale(stream_grads, weight))
+      values |= {f"train/{stream}/loss": loss, f"train/{stream}/tokens": count}
+    params, opt_state = train_state.apply_gradients(
+        state.params, state.opt_state, grads, tx)
+    values["train/grad_norm"] = tree.global_norm(grads)
+    state = TrainState(
+        step=state.step + 1, params=params, opt_state=opt_state)
+    return state, values
+
+  return lm_step
+
+
+def train(run: Run, stage: str) -> dict[str, Any]:
+  """Trains `stage` and returns its figures for done.json."""
+  settings = run.config[stage]
+  weights = stream_weights(settings)
+  batches = {
+      name: STREAMS[name](run, "train", size, run.data_seed(stage, name))
+      for name, size in stream_sizes(settings).items()
+  }
+  num_steps = count_steps(run, settings)
+  tx = optimizer.cosine_adam(num_steps, **settings.optimizer)
+  model = run.policy(settings.dropout_rate)
+  evaluate = language_loss.make_evaluate(run, settings)
+
+  def init(key):
+    return train_state.create(init_params(model, key), tx)
+
+  key = run.key(stage)
+  key_init, key_step = jax.random.split(key)
+  with (
+      sharding.use(run.mesh, run.axis_rules),
+      checkpoint.Checkpoints(run.workdir / stage / "checkpoints",
+                             keep=settings.keep_checkpoints) as saved,
+  ):
+    state, shardings = run.init(init, key_init)
+    if settings.init_from:
+      state = state.replace(
+          params=run.load(settings.init_from, "params", model))
+    if saved.latest_step:
+      state = train_state.restore(saved, state, shardings)
+    step_fn = jax.jit(
+        make_lm_step(model, tx, weights=weights,
+                     num_microbatches=settings.num_microbatches),
+        donate_argnums=0, out_shardings=(shardings, None))
+    first = int(state.step)
+    run.writer.rewind(stage, first)
+    with metrics.Progress(stage, first, num_steps) as progress:
+      for step in range(first, num_steps):
+        batch = {name: run.put(at(step)) for name, at in batches.items()}
+        state, values = step_fn(state, batch, key_step)
+        now = step + 1
+        if metrics.should_run(now, settings.every_log_steps, num_steps):
+          values = jax.device_get(values)
+          run.writer.write(stage, now, values)
+          progress.update(0, loss=values[f"train/{main_stream(weights)}/loss"])
+        if metrics.should_run(now, settings.every_eval_steps, num_steps):
+          figures = dict(evaluate(state.params))
+          run.writer.write(stage, now, figures)
+        if metrics.should_run(now, settings.every_save_steps, num_steps):
+          train_state.save(saved, now, state)
+        progress.update()
+  return {"steps": num_steps, "params": model.config.num_params, **figures}
+
+
+def main_stream(weights: dict[str, float]) -> str:
+  return max(weights, key=weights.get)
+
+
+def stream_weights(settings) -> dict[str, float]:
+  """Stream -> weight of its mean token loss."""
+  weights = {
+      "demonstrations": 1.0 - settings.pretrain_weight,
+      "pretrain": settings.pretrain_weight,
+  }
+  return {name: weight for name, weight in weights.items() if weight > 0}
+
+
+def stream_sizes(settings) -> dict[str, int]:
+  """Stream -> rows of a global batch."""
+  sizes = {
+      "demonstrations": settings.batch_size,
+      "pretrain": settings.pretrain_batch_size,
+  }
+  return {name: sizes[name] for name in stream_weights(settings)}
+
+
+def count_steps(run: Run, settings) -> int:
+  """Optimizer steps: given, or from epochs over the demonstrations."""
+  if settings.num_steps:
+    return settings.num_steps
+  rows = len(run.source("demonstrations", "train"))
+  return max(settings.num_epochs * rows // settings.batch_size, 1)

@@ -1,0 +1,575 @@
+"""PPO with pretraining gradients (InstructGPT 3.5, eq. 2, appendix C.4).
+
+One call, `ppo_step`, goes from a rollout to the new state: `score` turns the
+rollout into Experience (old and reference log-probs, values, scores, rewards,
+advantages), `update` scans over inner epochs and minibatches. With
+`ptx_coef` > 0 the pretraining gradients join the clipped-surrogate gradients
+before the one optimizer update of a minibatch.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+import time
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from rlhf_jax import (
+    advantages, checkpoint, losses, masked, metrics, optimizer, sampler,
+    sharding, streams, train_state, tree,
+)
+from rlhf_jax.models import scalar
+from rlhf_jax.models.policy import Policy
+from rlhf_jax.models.scalar import Scalar
+from rlhf_jax.rollout import Rollout
+from rlhf_jax.run import Run
+from rlhf_jax.sharding import constrain
+
+Metrics = dict[str, jax.Array]
+
+
+@flax.struct.dataclass
+class PPOState:
+  """All that changes from iteration to iteration."""
+
+  step: jax.Array  # int32 scalar: iterations done
+  params: Any  # policy
+  opt_state: Any
+  critic: Any
+  critic_opt_state: Any
+  ema: Any  # average of the policy; evaluated, never sampled from
+  kl_coef: jax.Array  # float32 scalar; constant unless a KL target is set
+
+
+@flax.struct.dataclass
+class Frozen:
+  """Parameters that PPO reads and never changes."""
+
+  reference: Any  # the policy PPO starts from
+  reward_model: Any  # its bias is in the head
+
+
+@flax.struct.dataclass
+class Experience:
+  """A scored rollout: all that crosses from `score` to `update`."""
+
+  tokens: jax.Array  # int32 [B, P + T]
+  mask: jax.Array  # bool [B, P + T]
+  response_mask: jax.Array  # bool [B, T]
+  logprobs: jax.Array  # float32 [B, T], of the policy that sampled
+  values: jax.Array  # float32 [B, T], V before each token
+  advantages: jax.Array  # float32 [B, T]
+  returns: jax.Array  # float32 [B, T]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PPOSettings:
+  """The method's constants; scores are in the unit of the reward model given.
+
+  Attributes:
+    temperature: of sampling, and therefore of every log-prob.
+    kl_coef: the paper's beta.
+    ptx_coef: the paper's gamma; 0 is PPO without pretraining gradients.
+    discount, gae_lambda: of generalized advantage estimation.
+    clip_eps: of the probability ratio.
+    value_clip_eps: of the critic, in score units.
+    missing_eos_penalty: subtracted from scores of unended responses.
+    whiten_advantages: to mean 0, variance 1 over the rollout's tokens.
+    num_epochs, num_minibatches: optimizer steps a rollout = their product.
+    num_microbatches: parts of a minibatch; memory only.
+    num_ptx_microbatches: parts of its pretraining rows; memory only.
+    ema_decay: a rollout iteration.
+    kl_target, kl_horizon: of the adaptive controller; target 0 turns it off.
+    eos_id: ends a response.
+  """
+
+  temperature: float
+  kl_coef: float
+  ptx_coef: float
+  discount: float
+  gae_lambda: float
+  clip_eps: float
+  value_clip_eps: float
+  missing_eos_penalty: float
+  whiten_advantages: bool
+  num_epochs: int
+  num_minibatches: int
+  num_microbatches: int
+  num_ptx_microbatches: int
+  ema_decay: float
+  kl_target: float
+  kl_horizon: float
+  eos_id: int
+
+  @property
+  def num_updates(self) -> int:
+    return self.num_epochs * self.num_minibatches
+
+
+def make_ppo_step(
+    policy: Policy,
+    critic: Scalar,
+    tx: optax.GradientTransformation,
+    critic_tx: optax.GradientTransformation,
+    settings: PPOSettings,
+) -> Callable[..., tuple[PPOState, Metrics]]:
+  """Builds `ppo_step(state, frozen, rollout, ptx_tokens, key)`.
+
+  `ptx_tokens` int32 [N, L] are packed pretraining windows (None when
+  `ptx_coef` is 0), N a multiple of the updates of an iteration. The key
+  decides the minibatches. To be jitted with the state donated.
+  """
+  score = make_score(policy, critic, settings)
+  update = make_update(policy, critic, tx, critic_tx, settings)
+
+  def ppo_step(state, frozen, sampled, ptx_tokens, key):
+    experience, score_metrics = score(state, frozen, sampled)
+    state, update_metrics = update(state, experience, ptx_tokens, key)
+    state = state.replace(
+        step=state.step + 1,
+        ema=tree.ema(state.ema, state.params, settings.ema_decay),
+        kl_coef=next_kl_coef(
+            state.kl_coef, score_metrics["train/ppo/kl"],
+            sampled.response_mask.shape[0], settings))
+    return state, {**score_metrics, **update_metrics}
+
+  return ppo_step
+
+
+def next_kl_coef(kl_coef, kl, num_episodes, settings: PPOSettings):
+  if settings.kl_target == 0:
+    return kl_coef
+  return advantages.adaptive_kl_coef(
+      kl_coef, kl, settings.kl_target, settings.kl_horizon, num_episodes)
+
+
+# ---------------------------------------------------------------- forward
+
+
+def make_response_logprobs(policy: Policy, temperature: float):
+  """Builds `logprobs(params, tokens, mask, T) -> float32 [B, T]`.
+
+  Logits are formed at the T positions that predict the response only.
+  """
+
+  def response_logprobs(params, tokens, mask, length):
+    hidden = policy.apply(
+        {"params": params}, tokens, mask, method="hidden")
+    logits = policy.apply(
+        {"params": params}, hidden[:, -length - 1:-1], method="logits")
+    return losses.token_logprobs(logits, tokens[:, -length:], temperature)
+
+  return response_logprobs
+
+
+def make_response_values(critic: Scalar):
+  """Builds `values(params, tokens, mask, T) -> [B, T]`: V before each token."""
+
+  def response_values(params, tokens, mask, length):
+    values = critic.apply({"params": params}, tokens, mask)
+    return values[:, -length - 1:-1]
+
+  return response_values
+
+
+# ------------------------------------------------------------------ score
+
+
+def make_score(policy: Policy, critic: Scalar, settings: PPOSettings):
+  """Builds `score(state, frozen, rollout) -> (Experience, metrics)`.
+
+  Forward passes run at the shape of a training microbatch, so that the first
+  ratio of an iteration is 1 to the last bits.
+  """
+  logprobs_of = make_response_logprobs(policy, settings.temperature)
+  values_of = make_response_values(critic)
+  num_parts = settings.num_minibatches * settings.num_microbatches
+
+  def forward(state, frozen, part: Rollout):
+    length = part.response_mask.shape[1]
+    args = (part.tokens, part.mask, length)
+    scores = critic.apply(
+        {"params": frozen.reward_model}, part.tokens, part.mask)
+    return {
+        "logprobs": logprobs_of(state.params, *args),
+        "ref_logprobs": logprobs_of(frozen.reference, *args),
+        "values": values_of(state.critic, *args),
+        "scores": scalar.at_last_token(scores, part.mask),
+    }
+
+  def score(state, frozen, sampled: Rollout):
+    parts = train_state.split_rows(sampled, num_parts)
+    scored = train_state.merge_rows(
+        jax.lax.map(lambda part: forward(state, frozen, part), parts))
+    return to_experience(sampled, kl_coef=state.kl_coef,
+                         settings=settings, **scored)
+
+  return score
+
+
+def to_experience(
+    sampled: Rollout, *, scores, logprobs, ref_logprobs, values, kl_coef,
+    settings: PPOSettings,
+) -> tuple[Experience, Metrics]:
+  """Scores and log-probs -> advantages and returns (arrays only)."""
+  mask = sampled.response_mask
+  has_eos = (sampled.response_tokens == settings.eos_id).any(-1)
+  final_scores = advantages.missing_eos_penalty(
+      scores, has_eos, settings.missing_eos_penalty)
+  rewards = advantages.token_rewards(
+      final_scores, logprobs, ref_logprobs, mask, kl_coef)
+  advantage, returns = advantages.gae(
+      rewards, values, mask, settings.discount, settings.gae_lambda)
+  explained = advantages.explained_variance(values, returns, mask)
+  raw_advantage_mean = masked.mean(advantage, mask)
+  if settings.whiten_advantages:
+    advantage = masked.whiten(advantage, mask)
+  experience = Experience(
+      tokens=sampled.tokens, mask=sampled.mask, response_mask=mask,
+      logprobs=logprobs, values=values, advantages=advantage, returns=returns)
+  k1, _, k3 = losses.kl_estimators(logprobs, ref_logprobs)
+  row_mean = lambda per_token: masked.total(per_token, mask) / mask.shape[0]
+  drift = jnp.abs(logprobs - sampled.logprobs)
+  values = {
+      "train/ppo/score": scores.mean(),
+      "train/ppo/score_sd": scores.std(),
+      "train/ppo/reward": rewards.sum(-1).mean(),
+      "train/ppo/kl": row_mean(k1),
+      "train/ppo/kl_k3": row_mean(k3),
+      "train/ppo/kl_coef": kl_coef,
+      "train/ppo/ended": has_eos.mean(dtype=jnp.float32),
+      "train/ppo/response_length": mask.sum(-1).mean(dtype=jnp.float32),
+      "train/ppo/entropy_estimate": -masked.mean(logprobs, mask),
+      "train/ppo/advantage_mean": raw_advantage_mean,
+      "train/critic/explained_variance": explained,
+      "train/critic/value": masked.mean(values, mask),
+      "train/ppo/sampler_drift": jnp.where(mask, drift, 0.0).max(),
+  }
+  return experience, values
+
+
+# ----------------------------------------------------------------- update
+
+
+def make_update(
+    policy: Policy, critic: Scalar, tx, critic_tx, settings: PPOSettings
+):
+  """Builds `update(state, experience, ptx_tokens, key) -> (state, metrics)`:
+  a scan over inner epochs x minibatches, one update each."""
+  rl_gradients = make_rl_gradients(policy, settings)
+  critic_gradients = make_critic_gradients(critic, settings)
+  policy_gradients = rl_gradients
+  if settings.ptx_coef > 0:
+    policy_gradients = with_pretraining_gradients(
+        rl_gradients, make_ptx_gradients(policy, settings), settings.ptx_coef)
+
+  def minibatch_update(experience, state: PPOState, inputs):
+    rows, ptx_tokens = inputs
+    minibatch = jax.tree.map(lambda x: take_rows(x, rows), experience)
+    grads, values = policy_gradients(state.params, minibatch, ptx_tokens)
+    critic_grads, critic_values = critic_gradients(state.critic, minibatch)
+    params, opt_state = train_state.apply_gradients(
+        state.params, state.opt_state, grads, tx)
+    critic_params, critic_opt_state = train_state.apply_gradients(
+        state.critic, state.critic_opt_state, critic_grads, critic_tx)
+    state = state.replace(
+        params=params, opt_state=opt_state, critic=critic_params,
+        critic_opt_state=critic_opt_state)
+    return state, {**values, **critic_values}
+
+  def update(state: PPOState, experience: Experience, ptx_tokens, key):
+    rows = minibatch_rows(key, experience.mask.shape[0], settings)
+    if ptx_tokens is not None:
+      ptx_tokens = train_state.split_rows(ptx_tokens, settings.num_updates)
+    state, values = jax.lax.scan(
+        functools.partial(minibatch_update, experience), state,
+        (rows, ptx_tokens))
+    first_ratio = values["train/ppo/ratio_max_deviation"][0]
+    summary = {name: value.mean() for name, value in values.items()}
+    summary["train/ppo/first_ratio_deviation"] = first_ratio
+    return state, summary
+
+  return update
+
+
+def minibatch_rows(key, batch_size: int, settings: PPOSettings):
+  """Row numbers [E * M, B / M]: a fresh permutation every inner epoch."""
+  keys = jax.random.split(key, settings.num_epochs)
+  order = jax.vmap(lambda k: jax.random.permutation(k, batch_size))(keys)
+  return order.reshape(settings.num_updates, -1)
+
+
+def take_rows(x, rows):
+  return constrain(x[rows], "batch", *(None,) * (x.ndim - 1))
+
+
+def make_rl_gradients(policy: Policy, settings: PPOSettings):
+  """Builds the clipped surrogate's gradient of one minibatch."""
+  logprobs_of = make_response_logprobs(policy, settings.temperature)
+
+  def part_gradients(params, part: Experience, count):
+    def loss_fn(params):
+      logprobs = logprobs_of(
+          params, part.tokens, part.mask, part.response_mask.shape[1])
+      loss, values = losses.clipped_policy_loss(
+          logprobs, part.logprobs, part.advantages, part.response_mask,
+          settings.clip_eps)
+      return loss / count, values
+    (loss, values), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
+    largest = values.pop("ratio_max_deviation")
+    values = {name: value / count for name, value in values.items()}
+    return grads, {"loss": loss, **values, "max": largest}
+
+  def rl_gradients(params, minibatch: Experience, ptx_tokens):
+    del ptx_tokens
+    count = token_count(minibatch)
+    grads, values = train_state.accumulate(
+        lambda part, _: part_gradients(params, part, count), minibatch,
+        settings.num_microbatches)
+    return grads, {
+        "train/ppo/policy_loss": values["loss"],
+        "train/ppo/clip_frac": values["clip_frac"],
+        "train/ppo/approx_kl": values["approx_kl"],
+        "train/ppo/ratio": values["ratio"],
+        "train/ppo/ratio_max_deviation": values["max"],
+        "train/ppo/rl_grad_norm": tree.global_norm(grads),
+    }
+
+  return rl_gradients
+
+
+def make_ptx_gradients(policy: Policy, settings: PPOSettings):
+  """Builds the gradient of the mean token loss on pretraining windows."""
+
+  def part_gradients(params, tokens, count):
+    def loss_fn(params):
+      mask = jnp.ones_like(tokens, jnp.bool_)
+      logits = policy.apply({"params": params}, tokens, mask)
+      loss, _ = losses.lm_loss_sum(logits[:, :-1], tokens[:, 1:], mask[:, 1:])
+      return loss / count
+    loss, grads = jax.value_and_grad(loss_fn)(params)
+    return grads, loss
+
+  def ptx_gradients(params, tokens):  # tokens [N, L]
+    count = tokens.shape[0] * (tokens.shape[1] - 1)
+    grads, loss = train_state.accumulate(
+        lambda part, _: part_gradients(params, part, count), tokens,
+        settings.num_ptx_microbatches)
+    return grads, {
+        "train/ptx/loss": loss,
+        "train/ptx/grad_norm": tree.global_norm(grads),
+    }
+
+  return ptx_gradients
+
+
+def with_pretraining_gradients(rl_gradients, ptx_gradients, ptx_coef: float):
+  """Adds ptx_coef x the pretraining gradient (eq. 2, the last term).
+
+  "PPO gradients and pretraining gradients in consecutive steps" go into one
+  buffer before the update (C.4); both norms are taken before they meet.
+  """
+
+  def policy_gradients(params, minibatch, ptx_tokens):
+    grads, values = rl_gradients(params, minibatch, ptx_tokens)
+    ptx_grads, ptx_values = ptx_gradients(params, ptx_tokens)
+    grads = tree.add(grads, tree.scale(ptx_grads, ptx_coef))
+    return grads, {**values, **ptx_values}
+
+  return policy_gradients
+
+
+def make_critic_gradients(critic: Scalar, settings: PPOSettings):
+  """Builds the clipped value loss's gradient of one minibatch."""
+  values_of = make_response_values(critic)
+
+  def part_gradients(params, part: Experience, count):
+    def loss_fn(params):
+      values = values_of(
+          params, part.tokens, part.mask, part.response_mask.shape[1])
+      loss, counts = losses.clipped_value_loss(
+          values, part.values, part.returns, part.response_mask,
+          settings.value_clip_eps)
+      return loss / count, counts["clip_frac"] / count
+    return jax.value_and_grad(loss_fn, has_aux=True)(params)
+
+  def critic_gradients(params, minibatch: Experience):
+    count = token_count(minibatch)
+    (loss, clip_frac), grads = train_state.accumulate(
+        lambda part, _: part_gradients(params, part, count), minibatch,
+        settings.num_microbatches)
+    return grads, {
+        "train/critic/loss": loss,
+        "train/critic/clip_frac": clip_frac,
+        "train/critic/grad_norm": tree.global_norm(grads),
+    }
+
+  return critic_gradients
+
+
+def token_count(minibatch: Experience):
+  """Response tokens of the whole minibatch, over all devices and parts."""
+  return jnp.maximum(minibatch.response_mask.sum(), 1).astype(jnp.float32)
+
+
+# ------------------------------------------------------------------- loop
+
+
+def train(run: Run, stage: str) -> dict[str, Any]:
+  """Trains `stage` and returns its figures for done.json."""
+  config = run.config[stage]
+  policy, critic = run.policy(), run.scalar()
+  with (
+      sharding.use(run.mesh, run.axis_rules),
+      checkpoint.Checkpoints(run.workdir / stage / "checkpoints",
+                             keep=config.keep_checkpoints) as saved,
+  ):
+    frozen, unit = load_frozen(run, config)
+    settings = make_settings(run, config, unit)
+    tx, critic_tx = make_optimizers(config, settings)
+    state, shardings = run.init(
+        functools.partial(init_state, tx=tx, critic_tx=critic_tx,
+                          kl_coef=settings.kl_coef),
+        frozen.reference, frozen.reward_model)
+    if saved.latest_step:
+      state = restore(saved, state, shardings)
+    step_fn = jax.jit(
+        make_ppo_step(policy, critic, tx, critic_tx, settings),
+        donate_argnums=0, out_shardings=(shardings, None))
+    generate = sampler.make_generate(
+        run, policy, temperature=settings.temperature)
+    prompts = streams.prompts(run, stage, config.batch_size)
+    ptx = pretrain_tokens(run, stage, config)
+    key_sample, key_perm = jax.random.split(run.key(stage))
+
+    first = int(state.step)
+    run.writer.rewind(stage, first)
+    with metrics.Progress(stage, first, config.num_iters, "iter") as progress:
+      for step in range(first, config.num_iters):
+        started = time.monotonic()
+        sampled = generate(state.params, key_sample, run.put(prompts(step)))
+        jax.block_until_ready(sampled)
+        sampling_seconds = time.monotonic() - started
+        ptx_tokens = run.put(ptx(step)) if ptx else None
+        state, values = step_fn(
+            state, frozen, sampled, ptx_tokens,
+            jax.random.fold_in(key_perm, step))
+        now = step + 1
+        values = jax.device_get(values)
+        values["train/ppo/rollout_seconds"] = sampling_seconds
+        values["train/ppo/iteration_seconds"] = time.monotonic() - started
+        if ptx:
+          values["train/ptx/next_row"] = now * config.ptx_batch_size
+        check_values(stage, now, values)
+        run.writer.write(stage, now, values)
+        if metrics.should_run(now, config.every_save_steps, config.num_iters):
+          save(saved, now, state)
+        progress.update(score=values["train/ppo/score"],
+                        kl=values["train/ppo/kl"])
+  return figures(run, stage, config, unit)
+
+
+def init_state(policy_params, critic_params, *, tx, critic_tx, kl_coef):
+  """The policy starts at the reference, the critic at the reward model."""
+  copy = lambda t: jax.tree.map(jnp.copy, t)
+  return PPOState(
+      step=jnp.zeros((), jnp.int32),
+      params=copy(policy_params), opt_state=tx.init(policy_params),
+      critic=copy(critic_params),
+      critic_opt_state=critic_tx.init(critic_params),
+      ema=copy(policy_params), kl_coef=jnp.float32(kl_coef))
+
+
+def load_frozen(run: Run, config) -> tuple[Frozen, float]:
+  """The reference and the reward model, and one SD of its scores.
+
+  With `reward_unit = "sd"` the head is scaled so that an SD is 1.
+  """
+  done = checkpoint.read_done(run.stage_dir(config.reward_model))
+  score_sd = done["figures"]["score_sd"]
+  reward_model = run.load(config.reward_model, "params", run.scalar())
+  unit = score_sd
+  if config.reward_unit == "sd":
+    reward_model = jax.jit(functools.partial(
+        scalar.shift_and_scale, bias=0.0, scale=1.0 / score_sd))(reward_model)
+    unit = 1.0
+  reference = run.load(config.init_from, "params", run.policy())
+  return Frozen(reference=reference, reward_model=reward_model), unit
+
+
+def make_settings(run: Run, config, unit: float) -> PPOSettings:
+  """The experiment's sub-tree; what is in SDs of the score becomes scores."""
+  method = dict(config.method)
+  method["value_clip_eps"] *= unit
+  method["missing_eos_penalty"] *= unit
+  return PPOSettings(**method, eos_id=run.tokenizer.eos_id)
+
+
+def make_optimizers(config, settings: PPOSettings):
+  """Policy and critic have a learning rate and an Adam each."""
+
+  def adam(learning_rate, warmup_iters, start_fraction, **adam):
+    schedule = optimizer.ppo_warmup(
+        learning_rate, steps_per_iter=settings.num_updates,
+        warmup_iters=warmup_iters, start_fraction=start_fraction)
+    return optimizer.make_adam(schedule, **adam)
+
+  return adam(**config.optimizer), adam(**config.critic_optimizer)
+
+
+def pretrain_tokens(run: Run, stage: str, config):
+  """Pretraining windows by iteration, or None where they play no part."""
+  if config.method.ptx_coef == 0:
+    return None
+  at = streams.pretrain(
+      run, "train", config.ptx_batch_size, run.data_seed(stage, "pretrain"))
+  return lambda number: at(number)["tokens"]
+
+
+def check_values(stage: str, step: int, values: Metrics) -> None:
+  """Raises FloatingPointError on a number that is not finite."""
+  bad = sorted(n for n, v in values.items() if not np.isfinite(v))
+  if bad:
+    raise FloatingPointError(
+        f"{stage}, iteration {step}: {', '.join(bad)} not finite. The last "
+        "checkpoint is untouched; a smaller learning rate or ptx_coef is the "
+        "usual cure.")
+
+
+def items(state: PPOState) -> dict[str, Any]:
+  """What a checkpoint holds, an item each."""
+  return {
+      "params": state.params, "opt_state": state.opt_state,
+      "critic": state.critic, "critic_opt_state": state.critic_opt_state,
+      "ema": state.ema, "controller": {"kl_coef": state.kl_coef},
+  }
+
+
+def save(saved, step: int, state: PPOState) -> None:
+  saved.save(step, items(state), {"next_batch": step})
+
+
+def restore(saved, state: PPOState, shardings) -> PPOState:
+  abstract = sharding.abstract_with(jax.eval_shape(lambda: state), shardings)
+  found = saved.restore(items(abstract))
+  return PPOState(
+      step=jax.device_put(jnp.int32(saved.latest_step), shardings.step),
+      kl_coef=found.pop("controller")["kl_coef"], **found)
+
+
+def figures(run: Run, stage: str, config, unit: float) -> dict[str, Any]:
+  """What done.json says of the stage: the mean of its last iterations."""
+  rows = metrics.read(run.workdir, stage)[-10:]
+  mean = lambda name: float(np.mean([r[name] for r in rows]))
+  names = ("train/ppo/score", "train/ppo/kl", "train/ppo/response_length",
+           "train/ppo/ended", "train/critic/explained_variance")
+  worst = max(r["train/ppo/first_ratio_deviation"]
+              for r in metrics.read(run.workdir, stage))
+  return {"iterations": config.num_iters, "score_unit": unit,
+          "first_ratio_deviation_max": worst,
+          **{name.rsplit("/", 1)[1]: mean(name) for name in names}}

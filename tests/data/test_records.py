@@ -1,0 +1,163 @@
+"""Rows come in whole, and a bad one is named by file and line."""
+
+import gzip
+import json
+import os
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from rlhf_jax.data import records
+
+FIXTURES = os.path.join(os.path.dirname(__file__), "fixtures")
+PAIR = {"prompt": "p", "responses": ["a", "b"], "ranks": [1, 2]}
+
+
+def _read(path, kind, **kwargs):
+  return list(records.read(f"jsonl:{path}", kind, **kwargs))
+
+
+def _write(path, *lines):
+  path.write_bytes(b"\n".join(lines) + b"\n")
+  return path
+
+
+@pytest.mark.parametrize("kind", records.KINDS)
+def test_fixtures_of_every_kind_are_read_with_their_lines(kind):
+  rows = _read(f"{kind}.jsonl", kind, root=FIXTURES)
+  path = os.path.join(FIXTURES, f"{kind}.jsonl")
+  with open(path, encoding="utf-8") as f:
+    raw = [json.loads(line) for line in f]
+  assert [origin for _, origin in rows] == [
+      f"{path}:{n + 1}" for n in range(len(raw))
+  ]
+  for (record, _), row in zip(rows, raw):
+    for name in ("text", "prompt", "response", "responses", "ranks"):
+      assert record.get(name) == row.get(name)
+    assert "license" not in record
+
+
+def test_globs_lists_and_gzip_name_the_same_rows(tmp_path):
+  for name in ("a", "b"):
+    with open(os.path.join(FIXTURES, "prompts.jsonl"), "rb") as f:
+      (tmp_path / f"{name}.jsonl.gz").write_bytes(gzip.compress(f.read()))
+  root = str(tmp_path)
+  by_glob = _read("*.gz", "prompts", root=root)
+  assert by_glob == _read("a.jsonl.gz, b.jsonl.gz", "prompts", root=root)
+  assert len(by_glob) == 2 * 7
+
+
+def test_ids_become_text_and_null_is_absent():
+  row = {"prompt": "p", "user_id": 7, "category": None, "other": []}
+  assert records.check(row, "prompts", "f:1") == {"prompt": "p", "user_id": "7"}
+
+
+def test_smallworld_rows_come_from_the_given_function():
+  rows = records.read(
+      "smallworld", "pretrain", smallworld=lambda kind: iter([{"text": kind}])
+  )
+  assert list(rows) == [({"text": "pretrain"}, "smallworld:0")]
+
+
+def test_tfds_rows_equal_json_rows(tmp_path):
+  class Pairs(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    VERSION = tfds.core.Version("1.0.0")
+    name = "pairs"
+    code_path = None
+
+    def _info(self):
+      texts = tfds.features.Sequence(tfds.features.Text())
+      return tfds.core.DatasetInfo(builder=self, features=(
+          tfds.features.FeaturesDict({
+              "prompt": tfds.features.Text(),
+              "user_id": tfds.features.Text(),
+              "responses": texts,
+              "ranks": tfds.features.Sequence(np.int32),
+          })))
+
+    def _split_generators(self, dl_manager):
+      return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+      yield 0, PAIR | {"user_id": ""}
+
+  builder = Pairs(data_dir=tmp_path, file_format="array_record")
+  builder.download_and_prepare(download_dir=tmp_path / "downloads")
+  rows = records.read("tfds:pairs/train", "comparisons", root=str(tmp_path))
+  assert list(rows) == [(PAIR, "tfds:pairs/train:0")]
+  for name in ("nothing/train", "pairs/nothing", "pairs"):
+    with pytest.raises(records.DataError, match="tfds:|TFDS dataset"):
+      list(records.read(f"tfds:{name}", "comparisons", root=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    "kind,line,message",
+    [
+        ("prompts", b'{"prompt": "p"', "not JSON .*column .*one JSON object"),
+        ("prompts", b'["p"]', r"expected a JSON object, got \[\"p\"\]"),
+        ("prompts", b'{"text": "p"}', "no field 'prompt' among .'text'."),
+        ("prompts", b'{"prompt": 5}', r"'prompt' must be text, got 5 \(int\)"),
+        ("prompts", b'{"prompt": " \\n"}', "'prompt' is empty"),
+        ("prompts", b'{"prompt": "\\ud800"}', "half a surrogate pair"),
+        ("prompts", b'{"prompt": "\xff"}', "byte 13 of the line is not UTF-8"),
+        ("prompts", b'{"prompt": "p", "user_id": true}', "'user_id' must be"),
+        ("pretrain", b'{"text": ""}', "'text' is empty"),
+        ("demonstrations", b'{"prompt": "p", "response": ""}', "'response' is"),
+    ],
+)
+def test_a_bad_row_is_named(tmp_path, kind, line, message):
+  good = {"text": "t", "prompt": "p", "response": "r"}
+  path = _write(tmp_path / "f.jsonl", json.dumps(good).encode(), line)
+  with pytest.raises(records.DataError, match=f"f.jsonl:2: .*{message}"):
+    _read(path, kind)
+
+
+@pytest.mark.parametrize(
+    "change,message",
+    [
+        ({"ranks": [1]}, r"2 responses but 1 ranks \(\[1\]\)"),
+        ({"ranks": [0, 1]}, r"rank 0 in \[0, 1\]; ranks are whole numbers"),
+        ({"ranks": [1, 1.5]}, "rank 1.5"),
+        ({"ranks": [1, True]}, "rank true"),
+        ({"ranks": "12"}, "'ranks' must be a list, got 12"),
+        ({"responses": "ab"}, "'responses' must be a list"),
+        ({"responses": ["a"], "ranks": [1]}, "at least 2"),
+        ({"responses": ["a", 1]}, r"'responses\[1\]' must be text"),
+        ({"responses": ["a", 2]}, r"'responses\[1\]' must be text"),
+    ],
+)
+def test_a_bad_ranking_is_named(change, message):
+  with pytest.raises(records.DataError, match=f"f:3: .*{message}"):
+    records.check(PAIR | change, "comparisons", "f:3")
+
+
+def test_bad_files_are_named(tmp_path):
+  _write(tmp_path / "empty.jsonl", b"")
+  text = b"".join(b'{"prompt": "%d"}\n' % n for n in range(20000))
+  (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(text)[:-20000])
+  (tmp_path / "not.jsonl.gz").write_bytes(text)
+  for name, message in (
+      ("empty.jsonl", "empty.jsonl: the file is empty"),
+      ("cut.jsonl.gz", r"cut.jsonl.gz:\d+: broken gzip file"),
+      ("not.jsonl.gz", "not.jsonl.gz:1: broken gzip file"),
+      ("none*.jsonl", "no file matches '.*none.*relative paths start from"),
+      ("none.jsonl", "no file matches"),
+  ):
+    with pytest.raises(records.DataError, match=message):
+      _read(name, "prompts", root=str(tmp_path))
+
+
+@pytest.mark.parametrize("source", ["", "jsonl:", "csv:a", "a.jsonl", "tfds:"])
+def test_an_unknown_source_lists_the_known_forms(source):
+  with pytest.raises(records.DataError, match="'jsonl:PATH"):
+    list(records.read(source, "prompts"))
+
+
+def test_a_fingerprint_changes_with_the_content(tmp_path):
+  path = _write(tmp_path / "f.jsonl", b'{"prompt": "p"}')
+  before = records.fingerprint("jsonl:f.jsonl", root=str(tmp_path))
+  assert before == records.fingerprint("jsonl:f.jsonl", root=str(tmp_path))
+  _write(path, b'{"prompt": "q"}')
+  assert before != records.fingerprint("jsonl:f.jsonl", root=str(tmp_path))
+  assert records.fingerprint("smallworld") == "smallworld"

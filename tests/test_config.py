@@ -1,0 +1,343 @@
+"""Each rule fires with its numbers and keys, and only when it should."""
+
+import dataclasses
+import inspect
+import json
+import pathlib
+import tempfile
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+from ml_collections import ConfigDict
+
+from experiments import common, ppo_ptx
+from rlhf_jax import config as config_lib
+from rlhf_jax import datasets, optimizer, pipeline
+from rlhf_jax.config import ConfigError
+from rlhf_jax.data.smallworld import Smallworld
+from rlhf_jax.models.transformer import TransformerConfig
+from rlhf_jax.trainers.ppo import PPOSettings
+
+
+def _config(**overrides):
+  """The mini experiment; `a__b=value` sets config.a.b."""
+  config = ppo_ptx.get_config()
+  for path, value in overrides.items():
+    _set(config, path.replace("__", "."), value)
+  return config
+
+
+def _set(config, path, value):
+  *parents, last = path.split(".")
+  for name in parents:
+    config = config[name]
+  with config.ignore_type(), config.unlocked():
+    config[last] = value
+
+
+# (key, value, what the message says)
+_VIOLATIONS = (
+    # stages, and who reads whom
+    ("stages", (), "config.stages is empty"),
+    ("stages", ("pretrain", "dpo"), "unknown 'dpo'"),
+    ("stages", ("pretrain", "pretrain"), "'pretrain' 2 times"),
+    ("stages", ("pretrain", "judge"), "config.judge is missing"),
+    ("stages", ("sft", "pretrain"), "'pretrain' comes after 'sft'"),
+    ("stages", ("sft",), "config.sft.init_from = 'pretrain', but no such"),
+    ("stages", ("pretrain", "sft", "rm"),
+     "config.data.comparisons = 'collect', but no such"),
+    ("sft.init_from", "rm", r"config.sft.init_from = 'rm'.*none of"),
+    ("collect.policy", "elsewhere", "config.inputs.elsewhere"),
+    ("ppo.reward_model", "sft", "config.ppo.reward_model = 'sft'"),
+    ("ppo.init_from", "nothing", "config.ppo.init_from = 'nothing'"),
+    ("evaluate.policies", ("sft", "rm"), "config.evaluate.policies = 'rm'"),
+    ("evaluate.policies", ("ppo",), "baseline = 'sft' is not in"),
+    ("evaluate.reference", "rm", "config.evaluate.reference = 'rm'"),
+    ("evaluate.judge", "judge", "config.evaluate.judge = 'judge', but no"),
+    ("evaluate.judge", "rm", "which PPO optimised"),
+    ("inputs", {"sft": "/nowhere/sft"}, "'/nowhere/sft' has no done.json"),
+    # models
+    ("model.num_heads", 3, "d_model = 128 .*num_heads = 3; .*d_model=129"),
+    ("rm_model.d_model", 126, "config.rm_model.d_model = 126"),
+    ("rm_model.vocab_size", 1000, "vocab_size = 1016 .* = 1000 differ"),
+    ("rm_model.num_layers", 2,
+     r"config.model.num_layers = 4.*= 2: a reward model of another size needs"
+     " its own pretrain and sft chain.*config.inputs.rm_sft"),
+    ("model.dtype", "float16", "model.dtype = 'float16' must be one of"),
+    ("model.remat", "all", "model.remat = 'all' must be one of"),
+    ("model.attention_pattern", "sparse", "attention_pattern = 'sparse'"),
+    ("model.band_width", 0, "model.band_width = 0 must be >= 1"),
+    ("model.context_length", 1, "context_length = 1 must be >= 2"),
+    ("model.vocab_size", 200, "vocab_size = 200 is too small .* 257"),
+    ("decode.dtype", "int8", "decode.dtype = 'int8' must be one of"),
+    ("rm_model.context_length", 60,
+     "max_prompt_tokens = 32 .*= 32 make 64 .*rm_model.context_length = 60"),
+    # batches and streams
+    ("sft.batch_size", 33, "sft.batch_size = 33 .* multiple of 8 .* use .* 32"),
+    ("sft.num_microbatches", 8, r"8 batch shards x 8 microbatches"),
+    ("rl_init.pretrain_batch_size", 4, "rl_init.pretrain_batch_size = 4 "),
+    ("pretrain.eval_batch_size", 12, "pretrain.eval_batch_size = 12 "),
+    ("rm.batch_size", 12, "config.rm.batch_size = 12 .*; use e.g. 16"),
+    ("rm.eval_batch_size", 100, "rm.eval_batch_size = 100 .* of 8 "),
+    ("collect.prompts_per_batch", 31,
+     "prompts_per_batch = 31 x 9 responses .* of 8 .*; use e.g. 32"),
+    ("evaluate.batch_size", 100, "evaluate.batch_size = 100"),
+    ("ppo.batch_size", 120,
+     "ppo.batch_size = 120 .* of 32 .*8 batch shards x 4 minibatches x 1 mic"),
+    ("ppo.method.num_minibatches", 32, "ppo.batch_size = 128 .* of 256 "),
+    ("ppo.ptx_batch_size", 100, "ppo.ptx_batch_size = 100 .* of 32 "),
+    ("ppo.method.num_epochs", 3, "ppo.ptx_batch_size = 128 .*96 .*3 epochs"),
+    ("ppo.method.num_ptx_microbatches", 8, "128 .*256 .*8 ptx microbatches"),
+    ("ppo.ptx_batch_size", 0, "ptx_batch_size = 0, but method.ptx_coef = 1"),
+    ("sft.batch_size", 0, "sft.batch_size = 0, .*pretrain_weight = 0.0"),
+    ("rl_init.pretrain_batch_size", 0, "pretrain_weight = 0.1 gives pretrain"),
+    ("sft.pretrain_weight", 1.5, r"pretrain_weight = 1.5 must be in \[0, 1\]"),
+    ("sft.num_epochs", 0, "sft.num_steps = 0 and num_epochs = 0"),
+    ("sft.eval_streams", ("ppo",), r"eval_streams = \('ppo',\)"),
+    # ranges
+    ("sft.optimizer.learning_rate", 0.0, "sft.optimizer.learning_rate = 0.0"),
+    ("ppo.critic_optimizer.learning_rate", -1.0, "critic_optimizer.*> 0"),
+    ("ppo.optimizer.warmup_iters", -1, "optimizer.warmup_iters = -1"),
+    ("rm.optimizer.warmup_steps", -1, "rm.optimizer.warmup_steps = -1"),
+    ("rm.optimizer.b2", 1.0, r"rm.optimizer.b2 = 1.0 must be in \[0, 1\)"),
+    ("sft.dropout_rate", 1.0, r"sft.dropout_rate = 1.0 must be in \[0, 1\)"),
+    ("sft.keep_checkpoints", 0, "sft.keep_checkpoints = 0 must be >= 1"),
+    ("collect.temperature", 0.0, "collect.temperature = 0.0 must be > 0"),
+    ("collect.min_responses", 1, "min_responses = 1 must be >= 2"),
+    ("collect.min_responses", 10, "min_responses = 10 and max_responses = 9"),
+    ("collect.max_responses", 17, "max_responses = 17 .* within 16"),
+    ("rm.max_responses", 8, "rm.max_responses = 8 .*collect.* = 9"),
+    ("rm.denominator", "all", "rm.denominator = 'all' must be one of"),
+    ("rm.half", 2, "rm.half = 2 must be 0 or 1"),
+    ("ppo.reward_unit", "z", "ppo.reward_unit = 'z' must be one of"),
+    ("ppo.method.temperature", 0.0, "method.temperature = 0.0 must be > 0"),
+    ("ppo.method.clip_eps", 0.0, "method.clip_eps = 0.0 must be > 0"),
+    ("ppo.method.gae_lambda", 1.1, r"gae_lambda = 1.1 must be in \[0, 1\]"),
+    ("ppo.method.discount", 0.0, r"discount = 0.0 must be in \(0, 1\]"),
+    ("ppo.method.kl_coef", -0.1, "kl_coef = -0.1 must be >= 0"),
+    ("ppo.method.kl_coef", float("nan"), "kl_coef = nan must be >= 0"),
+    ("ppo.method.ptx_coef", -1.0, "ptx_coef = -1.0 must be >= 0"),
+    ("ppo.method.kl_target", -1.0, "kl_target = -1.0 must be >= 0"),
+    ("ppo.method.ema_decay", 1.0, r"ema_decay = 1.0 must be in \[0, 1\)"),
+    ("ppo.method.num_minibatches", 0, "num_minibatches = 0 must be >= 1"),
+    ("evaluate.temperature", -1.0, "evaluate.temperature = -1.0"),
+    # data
+    ("data.validation_fraction", 0.9, "= 0.9 and test_fraction = 0.2 sum to 1"),
+    ("data.test_fraction", 1.0, r"test_fraction = 1.0 must be in \[0, 1\)"),
+    ("data.prompts", "csv:x", "data.prompts = 'csv:x' is not a source"),
+    ("data.prompts", "collect", "data.prompts = 'collect' is not a source"),
+    ("data.pretrain", "tfds:wiki", "data.pretrain = 'tfds:wiki' is not"),
+    ("data.pretrain", "jsonl:", "data.pretrain = 'jsonl:' is not a source"),
+    ("data.comparisons", "smallworld", "comparisons.* write 'collect'"),
+    ("data.pretrain", "jsonl:no.jsonl", "data.pretrain: nothing at 'no.jsonl'"),
+    ("data.tokenizer", "no.json", "data.tokenizer: nothing at 'no.json'"),
+    ("data.prompts", "jsonl:no.jsonl", "'collect', judged by Smallworld's"),
+    ("smallworld.num_people", 0, "smallworld.num_people = 0 must be >= 1"),
+    ("smallworld.num_train_labelers", 1, "num_train_labelers = 1 must be >= 2"),
+    ("smallworld.num_heldout_labelers", 0, "num_heldout_labelers = 0"),
+    # keys
+    ("ppo.method.kl_beta", 0.1, "config.ppo.method has unknown kl_beta"),
+    ("model.rope", True, "config.model has unknown rope"),
+    ("pre_train", {}, "config has unknown pre_train"),
+    # mesh
+    ("mesh", dict(data=3, fsdp=1, tensor=1), "needs 3 devices, but 8"),
+    ("mesh", dict(data=1, fsdp=1, tensor=8),
+     "model.num_heads = 4 does not divide over 8 devices"),
+    ("axis_rules", (("embed", "fdsp"),), "maps 'embed' to unknown 'fdsp'"),
+    ("axis_rules", (("width", "fsdp"),), "unknown 'width'"),
+)
+
+
+class RulesTest(parameterized.TestCase):
+
+  def _folder(self):
+    folder = tempfile.TemporaryDirectory()
+    self.addCleanup(folder.cleanup)
+    return pathlib.Path(folder.name)
+
+  @parameterized.parameters(*_VIOLATIONS)
+  def test_fires(self, key, value, message):
+    config = _config()
+    _set(config, key, ConfigDict(value) if isinstance(value, dict) else value)
+    with self.assertRaisesRegex(ConfigError, message):
+      config_lib.validate(config, 8)
+
+  def test_all_violations_come_at_once_one_a_line(self):
+    config = _config(sft__batch_size=33, ppo__method__clip_eps=0.0)
+    with self.assertRaises(ConfigError) as caught:
+      config_lib.validate(config, 8)
+    self.assertLen(str(caught.exception).splitlines(), 2)
+
+  def test_a_missing_key_is_named(self):
+    config = _config()
+    del config.ppo.method["kl_coef"]
+    with self.assertRaisesRegex(ConfigError, "ppo.method lacks kl_coef"):
+      config_lib.validate(config, 1)
+
+  @parameterized.parameters("data.comparisons", "rm.optimizer", "decode")
+  def test_a_missing_sub_tree_is_named(self, path):
+    config = _config()
+    parent, _, name = path.rpartition(".")
+    del (config[parent] if parent else config)[name]
+    with self.assertRaisesRegex(ConfigError, f"lacks {name}"):
+      config_lib.validate(config, 1)
+
+  def test_processes_share_batch_shards(self):
+    config = _config(mesh__fsdp=1, mesh__tensor=2)
+    config_lib.validate(config, 2)
+    with self.assertRaisesRegex(ConfigError, "2 processes share 1 batch sh"):
+      config_lib.validate(config, 2, process_count=2)
+
+  def test_the_number_proposed_is_valid(self):
+    config = _config(collect__prompts_per_batch=31, ppo__batch_size=120,
+                     rl_init__pretrain_batch_size=16)
+    with self.assertRaises(ConfigError) as caught:
+      config_lib.validate(config, 16)
+    first, second = str(caught.exception).splitlines()
+    self.assertIn("use e.g. 32", first)
+    self.assertIn("use e.g. 128", second)
+    config_lib.validate(
+        _config(collect__prompts_per_batch=32, ppo__batch_size=128,
+                rl_init__pretrain_batch_size=16), 16)
+
+  def test_streams_without_weight_need_no_batch(self):
+    config_lib.validate(
+        _config(ppo__method__ptx_coef=0.0, ppo__ptx_batch_size=0), 8)
+
+  def test_inputs_replace_stages(self):
+    folder = self._folder()
+    (folder / "done.json").write_text("{}")
+    config = _config(stages=("sft",))
+    config.inputs.pretrain = str(folder)
+    config_lib.validate(config, 1)
+
+  def test_inputs_may_be_left_open(self):
+    config = _config(stages=("ppo", "evaluate"), data__pretrain="jsonl:no")
+    config_lib.validate(config, 1, check_inputs=False)
+    with self.assertRaisesRegex(ConfigError, "config.inputs.rl_init to the"):
+      config_lib.validate(config, 1)
+
+  def test_later_rounds_follow_the_rules_of_their_kind(self):
+    config = _config(stages=("pretrain", "sft", "sft@2"))
+    with config.unlocked():
+      config["sft@2"] = common.sft("mini") | dict(init_from="sft")
+    config_lib.validate(config, 8)
+    config["sft@2"].batch_size = 33
+    with self.assertRaisesRegex(ConfigError, "config.sft@2.batch_size = 33"):
+      config_lib.validate(config, 8)
+
+  def test_files_are_found_below_the_root(self):
+    root = self._folder()
+    (root / "part-0.jsonl").write_text("{}")
+    config = _config(data__root=str(root), data__pretrain="jsonl:part-*.jsonl")
+    config_lib.validate(config, 1)
+
+  def test_a_judge_stage_is_a_reward_model(self):
+    config = _config(stages=("pretrain", "sft", "collect", "rm", "judge",
+                             "rl_init", "ppo", "evaluate"),
+                     rm__half=0, evaluate__judge="judge")
+    with config.unlocked():
+      config.judge = common.rm("mini") | dict(half=1)
+    config_lib.validate(config, 8)
+
+
+class TablesTest(absltest.TestCase):
+  """The tables say what the code takes."""
+
+  def test_keys_are_those_of_the_code(self):
+    fields = lambda c: {field.name for field in dataclasses.fields(c)}
+    arguments = lambda f, known=(): {
+        name for name, p in inspect.signature(f).parameters.items()
+        if p.kind == p.KEYWORD_ONLY and name not in known}
+    adam = arguments(optimizer.make_adam)
+    for name, expected in {
+        "model": fields(TransformerConfig) - {"dropout_rate"},
+        "ppo.method": fields(PPOSettings) - {"eos_id"},
+        "rm.optimizer": adam | arguments(optimizer.cosine_adam),
+        "ppo.optimizer": adam | {"learning_rate"} | arguments(
+            optimizer.ppo_warmup, known=("steps_per_iter",)),
+    }.items():
+      self.assertSameElements(config_lib.keys_of(name), expected, name)
+
+  def test_stages_and_their_sources_are_those_of_the_code(self):
+    self.assertEqual(set(config_lib.STAGES), set(pipeline.STAGES))
+    for stage, kinds in datasets.READS.items():
+      self.assertSameElements(config_lib.READS[stage].split(), kinds)
+
+  def test_smallworld_has_no_comparisons_of_its_own(self):
+    self.assertFalse(hasattr(Smallworld, "comparisons"))
+
+
+class StageKeysTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      ("sft", "sft.batch_size", 64, ["sft.batch_size: 32 -> 64"]),
+      ("sft", "model.num_layers", 2, ["model.num_layers: 4 -> 2"]),
+      ("rm", "rm_model.num_layers", 2, ["rm_model.num_layers: 4 -> 2"]),
+      ("sft", "seed", 1, ["seed: 0 -> 1"]),
+      ("ppo", "ppo.method.kl_coef", 0.02,
+       ["ppo.method.kl_coef: 0.05 -> 0.02"]),
+      ("rm", "smallworld.seed", 1, ["smallworld.seed: 0 -> 1"]),
+      ("sft", "data.prompt_suffix", "", [r"data.prompt_suffix: '\n' -> ''"]),
+  )
+  def test_what_a_stage_used_differs(self, stage, key, value, lines):
+    old = config_lib.stage_keys(_config(), stage)
+    new = _config()
+    _set(new, key, value)
+    self.assertEqual(
+        config_lib.differing(old, config_lib.stage_keys(new, stage)), lines)
+
+  @parameterized.parameters(
+      ("sft", "name", "other"),
+      ("sft", "mesh.fsdp", 8),
+      ("sft", "decode.dtype", "bfloat16"),
+      ("sft", "axis_rules", ()),
+      ("sft", "rm_model.num_layers", 2),
+      ("sft", "ppo.num_iters", 1),
+      ("sft", "sft.every_eval_steps", 7),
+      ("sft", "sft.keep_checkpoints", 7),
+      ("sft", "sft.num_microbatches", 4),
+      ("sft", "model.remat", "block"),
+      ("sft", "data.comparisons", "jsonl:x"),
+      ("rm", "model.num_layers", 2),
+      ("rm", "rm.eval_batch_size", 8),
+      ("ppo", "ppo.method.num_ptx_microbatches", 2),
+  )
+  def test_anything_else_does_not(self, stage, key, value):
+    old = config_lib.stage_keys(_config(), stage)
+    new = _config()
+    _set(new, key, value)
+    self.assertEqual(old, config_lib.stage_keys(new, stage))
+
+  def test_keys_survive_json(self):
+    for stage in _config().stages:
+      keys = config_lib.stage_keys(_config(), stage)
+      self.assertEqual(json.loads(json.dumps(keys)), keys)
+
+  def test_smallworld_counts_only_where_it_is_used(self):
+    config = _config(
+        data__tokenizer="t.json", data__pretrain="jsonl:a",
+        data__demonstrations="jsonl:b", data__comparisons="jsonl:c")
+    self.assertNotIn("smallworld", config_lib.stage_keys(config, "rm"))
+    self.assertIn("smallworld", config_lib.stage_keys(config, "ppo"))
+
+  def test_differing_takes_lists_for_tuples_and_names_absent_keys(self):
+    old = {"a": {"b": (1, (2,)), "c": 1}}
+    new = {"a": {"b": [1, [2]], "d": "x"}}
+    self.assertEqual(
+        config_lib.differing(old, new),
+        ["a.c: 1 -> (absent)", "a.d: (absent) -> 'x'"])
+
+
+class ValidateIsPureTest(absltest.TestCase):
+
+  def test_no_device_is_asked_for(self):
+    asked = []
+    with absltest.mock.patch.object(jax, "devices", asked.append):
+      config_lib.validate(_config(), 8)
+    self.assertEmpty(asked)
+
+
+if __name__ == "__main__":
+  absltest.main()
