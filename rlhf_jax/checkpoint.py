@@ -87,6 +87,13 @@ def restore_item(directory: epath.PathLike, name: str, abstract: Any) -> Any:
     return checkpoints.restore({name: abstract})[name]
 
 
+def exists(directory: epath.PathLike) -> bool:
+  """Whether a stage left any checkpoint in `directory`."""
+  directory = epath.Path(directory)
+  return directory.exists() and any(
+      path.name.isdigit() for path in directory.iterdir())
+
+
 def write_done(directory: epath.PathLike, content: Mapping[str, Any]) -> None:
   """Marks a stage as finished: written last, in one move."""
   write_json(epath.Path(directory) / "done.json", content)

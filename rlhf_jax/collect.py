@@ -45,6 +45,7 @@ def run_stage(run: Run, stage: str) -> dict[str, Any]:
   path = run.workdir / stage / "comparisons.jsonl"
   path.parent.mkdir(parents=True, exist_ok=True)
   done = keep_whole_groups(path, groups)
+  run.writer.rewind(stage, -1)
   policy = run.policy()
   with sharding.use(run.mesh, run.axis_rules):
     params = run.load(settings.policy, "params", policy)
@@ -81,12 +82,7 @@ def smallworld_labelers(run: Run):
     raise ValueError(
         "collect needs labelers, and only Smallworld has built-in ones: give "
         "comparisons by --config.data.comparisons=jsonl:PATH instead")
-  settings = run.config.smallworld
-  return labelers.smallworld_labelers(
-      run.world, num_train=settings.num_train_labelers,
-      num_heldout=settings.num_heldout_labelers,
-      bias_sd=settings.labeler_bias_sd, noise_sd=settings.labeler_noise_sd,
-      tie_margin=settings.labeler_tie_margin, seed=settings.seed)
+  return labelers.smallworld_labelers(run.world, **run.config.labelers)
 
 
 def make_tasks(run: Run, settings, train_labelers, heldout_labelers):

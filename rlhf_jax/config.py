@@ -27,14 +27,15 @@ READS = {  # the sources of each (as in datasets.py)
     "pretrain": "pretrain", "sft": "pretrain demonstrations",
     "rl_init": "pretrain demonstrations", "collect": "prompts",
     "rm": "demonstrations comparisons", "judge": "demonstrations comparisons",
-    "ppo": "prompts pretrain", "evaluate": "prompts pretrain comparisons",
+    "ppo": "prompts pretrain",
+    "evaluate": "prompts pretrain demonstrations comparisons",
 }
 POLICIES = ("pretrain", "sft", "rl_init", "ppo")  # leave a `config.model`
 REWARD_MODELS = ("rm", "judge")  # leave a `config.rm_model`
 LABELERS = "labelers"  # as evaluate.judge: no model
 
 _TOP = ("name seed stages inputs model rm_model mesh axis_rules decode data "
-        "smallworld").split()
+        "smallworld labelers").split()
 _CLAIMS = {
     "anything": lambda x: True,  # of a key that other rules look after
     ">= 0": lambda x: x >= 0,
@@ -63,7 +64,8 @@ _WARMUP_ADAM = _ADAM | {
 KEYS = {
     "model": {
         ">= 1": "num_layers d_model num_heads vocab_size vocab_multiple "
-                "band_width",
+                "band_width scan_unroll",
+        "> 0": "init_stddev",
         ">= 2": "context_length",  # a window predicts its next token
         "one of": "dtype remat attention_pattern"},
     "mesh": {"anything": "data fsdp tensor"},
@@ -75,10 +77,12 @@ KEYS = {
         "anything": "root pretrain demonstrations prompts comparisons "
                     "tokenizer prompt_suffix response_prefix"},
     "smallworld": {
-        ">= 1": "num_people num_documents num_demonstrations num_prompts "
-                "num_heldout_labelers",
-        ">= 2": "num_train_labelers",
-        ">= 0": "labeler_bias_sd labeler_noise_sd labeler_tie_margin",
+        ">= 1": "num_people num_documents num_demonstrations num_prompts",
+        "anything": "seed"},
+    "labelers": {
+        ">= 1": "num_heldout",
+        ">= 2": "num_train",
+        ">= 0": "bias_sd noise_sd tie_margin",
         "anything": "seed"},
     "lm": {
         ">= 0": "batch_size pretrain_batch_size num_steps num_epochs "
@@ -122,8 +126,9 @@ KEYS = {
     "ppo.optimizer": _WARMUP_ADAM,
     "ppo.critic_optimizer": _WARMUP_ADAM,
     "evaluate": {
-        ">= 1": "num_prompts batch_size max_pretrain_batches",
-        ">= 0": "temperature num_samples_shown",
+        ">= 1": "num_prompts batch_size pretrain_batch_size "
+                "max_pretrain_batches",
+        ">= 0": "temperature",
         "anything": "policies baseline reference reward_model judge"},
 }
 MAX_RESPONSES = 16
@@ -131,7 +136,7 @@ MAX_RESPONSES = 16
 _NOT_A_RESULT = frozenset(
     "every_log_steps every_eval_steps every_save_steps keep_checkpoints "
     "num_microbatches num_ptx_microbatches eval_batch_size max_eval_batches "
-    "remat".split())
+    "remat scan_unroll".split())
 
 Tree = dict[str, Any]
 
@@ -188,6 +193,8 @@ def stage_keys(config: ml_collections.ConfigDict, stage: str) -> Tree:
     names.append("rm_model")
   if any(tree["data"][kind] == "smallworld" for kind in used):
     names.append("smallworld")
+  if kind_of(stage) in ("collect", "evaluate"):
+    names.append("labelers")
   data = {key: value for key, value in tree["data"].items()
           if key not in records.KINDS or key in used}
   return _plain({**{name: tree[name] for name in names}, "data": data})
@@ -208,6 +215,12 @@ def sources_of(tree: Tree, stage: str) -> set[str]:
   """The kinds of records (`config.data`) that a stage's result comes from."""
   learnt = {"pretrain"} if tree["data"]["tokenizer"] == "train" else set()
   return learnt | set(READS[stage.partition("@")[0]].split())
+
+
+def read_by(config: ml_collections.ConfigDict, stage: str) -> list[str]:
+  """The stages whose results `stage` reads."""
+  readings = _readings(config.to_dict(), stage)
+  return list(dict.fromkeys(source for _, source, _ in readings))
 
 
 def kind_of(stage: str) -> str | None:
@@ -249,7 +262,8 @@ def _active(tree: Tree) -> list[str]:
 def _sub_trees(tree: Tree) -> Iterator[tuple[str, str]]:
   """(its path in the config, its name in KEYS)."""
   yield from (("model", "model"), ("rm_model", "model"))
-  yield from ((name, name) for name in ("mesh", "decode", "data", "smallworld"))
+  yield from ((name, name) for name in (
+      "mesh", "decode", "data", "smallworld", "labelers"))
   for stage in tree["stages"]:
     kind = kind_of(stage)
     yield stage, kind

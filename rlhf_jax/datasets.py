@@ -25,7 +25,7 @@ READS = {
     "rm": ("demonstrations", "comparisons"),
     "judge": ("demonstrations", "comparisons"),
     "ppo": ("prompts", "pretrain"),
-    "evaluate": ("prompts", "pretrain", "comparisons"),
+    "evaluate": ("prompts", "pretrain", "demonstrations", "comparisons"),
 }
 
 

@@ -8,6 +8,7 @@ import sys
 
 from absl import app
 from absl import flags
+from absl import logging
 from etils import epath
 from ml_collections import config_flags
 
@@ -29,14 +30,33 @@ _USER_ERRORS = (
 def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+  logging.set_verbosity(logging.WARNING)  # the libraries' own; ours is printed
   workdir = epath.Path(_WORKDIR.value or f"runs/{_CONFIG.value.name}")
   try:
     pipeline.run_all(_CONFIG.value, workdir)
   except _USER_ERRORS as error:
-    print(f"\nerror: {error}", file=sys.stderr)
-    sys.exit(2)
+    refuse(error)
+
+
+def parse_flags(argv):
+  """absl's parser; no such experiment or key is one message as well."""
+  try:
+    rest = app.parse_flags_with_usage(argv)
+    _CONFIG.value.name  # what is wrong with the file is raised on first use
+    return rest
+  except (AttributeError, KeyError) as error:
+    while isinstance(error.args[0], Exception):
+      error = error.args[0]
+    refuse(f"--config has no key {error.args[0]}")
+  except OSError as error:
+    refuse(error)
+
+
+def refuse(error):
+  print(f"\nerror: {error}", file=sys.stderr)
+  sys.exit(2)
 
 
 if __name__ == "__main__":
   flags.mark_flag_as_required("config")
-  app.run(main)
+  app.run(main, flags_parser=parse_flags)

@@ -50,12 +50,13 @@ def run_all(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
   workdir = epath.Path(workdir)
   config_lib.validate(config, jax.device_count(), jax.process_count())
   check_workdir(config, workdir)
-  workdir.mkdir(parents=True, exist_ok=True)
-  checkpoint.write_json(workdir / "config.json", config.to_dict())
   run = make_run(config, workdir)
   check_inputs(run)
+  check_results(run)
   print(describe(run), flush=True)
   prepare_first_data(run)
+  # the last that can be refused is done, so an older one may go
+  checkpoint.write_json(workdir / "config.json", config.to_dict())
   for stage in config.stages:
     run_stage(run, stage)
   run.writer.close()
@@ -109,7 +110,7 @@ def check_inputs(run: Run) -> None:
   Raises:
     WorkdirError: such a stage is unfinished, or had another vocabulary.
   """
-  for stage in run.config.inputs:
+  for stage in given_inputs(run.config):
     done = checkpoint.read_done(run.stage_dir(stage))
     if done is None:
       raise WorkdirError(
@@ -120,6 +121,35 @@ def check_inputs(run: Run) -> None:
           f"config.inputs.{stage}={run.stage_dir(stage)} was made with "
           "another tokenizer; use the same config.data, or set "
           "--config.data.tokenizer to that run's data/tokenizer.json.")
+
+
+def check_results(run: Run) -> None:
+  """What finished stages left must be there for those that still read it.
+
+  Raises:
+    CheckpointError: something was removed.
+  """
+  for stage in run.config.stages:
+    is_given = stage in given_inputs(run.config)
+    if is_given or checkpoint.read_done(run.stage_dir(stage)):
+      continue
+    for source in config_lib.read_by(run.config, stage):
+      directory = run.stage_dir(source)
+      left = directory / "checkpoints"
+      is_there = checkpoint.exists(left)
+      if kind_of(source) == "collect":
+        left = directory / "comparisons.jsonl"
+        is_there = left.exists()
+      if checkpoint.read_done(directory) and not is_there:
+        raise checkpoint.CheckpointError(
+            f"{left} is gone, and {stage!r} needs it: bring it back, remove "
+            f"{directory} so that {source!r} runs again, or set "
+            f"config.inputs.{source} to the folder of a finished one.")
+
+
+def given_inputs(config) -> list[str]:
+  """The stages that are taken from other runs."""
+  return [stage for stage, folder in config.inputs.items() if folder]
 
 
 def prepare_first_data(run: Run) -> None:
@@ -142,7 +172,7 @@ def kind_of(stage: str) -> str:
 
 def run_stage(run: Run, stage: str) -> None:
   """Runs one stage unless it is finished or another run's is used."""
-  if stage in run.config.inputs:
+  if stage in given_inputs(run.config):
     print(f"{stage}: taken from {run.stage_dir(stage)}", flush=True)
     return
   directory = run.workdir / stage

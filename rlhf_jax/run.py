@@ -61,9 +61,13 @@ class Run:
     """The reward model's and critic's network."""
     return Scalar(transformer_config(self.config.rm_model, 0.0))
 
+  def rm_policy(self) -> Policy:
+    """A policy of the reward model's size, whose body it starts from."""
+    return Policy(transformer_config(self.config.rm_model, 0.0))
+
   def stage_dir(self, stage: str) -> epath.Path:
     """Where a stage's result lies: here, or where config.inputs points."""
-    elsewhere = self.config.inputs.get(stage)
+    elsewhere = self.config.inputs.get(stage, "")
     return epath.Path(elsewhere) if elsewhere else self.workdir / stage
 
   def source(self, kind: str, split: str):

@@ -11,6 +11,7 @@ import sys
 
 from absl import app
 from absl import flags
+from absl import logging
 from etils import epath
 import jax
 import ml_collections
@@ -19,7 +20,8 @@ from rlhf_jax import checkpoint, pipeline, sampler, sharding
 from rlhf_jax.evals import stage as evaluate
 from rlhf_jax.run import Run
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "The run's folder.", allow_override=True)  # main's too
 _STAGE = flags.DEFINE_string(
     "stage", None, "Whose policy; by default the last that left one.")
 _PROMPT = flags.DEFINE_string("prompt", None, "What to respond to.")
@@ -104,6 +106,7 @@ def make_respond(run: Run, stage: str, temperature: float, num: int):
 def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+  logging.set_verbosity(logging.WARNING)
   try:
     run = open_run(epath.Path(_WORKDIR.value))
     stage = choose_stage(run, _STAGE.value)

@@ -24,8 +24,8 @@ MESH_AXES = ("data", "fsdp", "tensor")
 PARAM_RULES = (
     (r"token_embedding/embedding$", ("vocab", "embed")),
     (r"position_embedding/embedding$", (None, "embed")),
-    (r"attention/qkv_kernel$", ("layers", "embed", None, "heads", None)),
-    (r"attention/qkv_bias$", ("layers", None, "heads", None)),
+    (r"attention/qkv_kernel$", ("layers", "embed", "heads", None, None)),
+    (r"attention/qkv_bias$", ("layers", "heads", None, None)),
     (r"attention/out_kernel$", ("layers", "heads", None, "embed")),
     (r"mlp/up_kernel$", ("layers", "embed", "mlp")),
     (r"mlp/up_bias$", ("layers", "mlp")),

@@ -134,8 +134,8 @@ _VIOLATIONS = (
     ("data.tokenizer", "no.json", "data.tokenizer: nothing at 'no.json'"),
     ("data.prompts", "jsonl:no.jsonl", "'collect', judged by Smallworld's"),
     ("smallworld.num_people", 0, "smallworld.num_people = 0 must be >= 1"),
-    ("smallworld.num_train_labelers", 1, "num_train_labelers = 1 must be >= 2"),
-    ("smallworld.num_heldout_labelers", 0, "num_heldout_labelers = 0"),
+    ("labelers.num_train", 1, "labelers.num_train = 1 must be >= 2"),
+    ("labelers.num_heldout", 0, "labelers.num_heldout = 0"),
     # keys
     ("ppo.method.kl_beta", 0.1, "config.ppo.method has unknown kl_beta"),
     ("model.rope", True, "config.model has unknown rope"),

@@ -14,7 +14,8 @@ and its rows are dicts of one of four kinds:
                    category?, source?, metadata?}     1 = best, equal = tie
   prompts         {prompt, user_id?, category?, source?}
 
-Other fields are ignored. A row that is not of its kind ends the run with one
+Other fields are ignored. A comparison given as a demonstration stands for its
+best-ranked response. A row that is not of its kind ends the run with one
 message: file and line, the value, and what to do.
 """
 
@@ -108,8 +109,11 @@ def fingerprint(source: str, *, root: str = "") -> str:
     return source
   digest = hashlib.sha256()
   for path in _paths(rest, root):
-    with open(path, "rb") as f:
-      digest.update(hashlib.file_digest(f, "sha256").digest())
+    try:
+      with open(path, "rb") as f:
+        digest.update(hashlib.file_digest(f, "sha256").digest())
+    except OSError as error:
+      raise DataError(f"{path}: cannot be read ({error.strerror})") from None
   return f"{source}#{digest.hexdigest()[:16]}"
 
 
@@ -230,6 +234,8 @@ def check(row: Any, kind: str, origin: str) -> Record:
         f" {kind} has the fields {_wanted(kind)}"
     )
   required, optional = _FIELDS[kind]
+  if kind == "demonstrations" and "responses" in row and "response" not in row:
+    row = _best_response(row, origin)
   record = {}
   for name in required:
     record[name] = _text(_field(row, name, kind, origin), name, origin)
@@ -245,6 +251,13 @@ def check(row: Any, kind: str, origin: str) -> Record:
   if kind == "comparisons" and row.get("metadata") is not None:
     record["metadata"] = row["metadata"]
   return record
+
+
+def _best_response(row: Record, origin: str) -> Record:
+  """A comparison as a demonstration: its first response of rank 1."""
+  ranked = _ranking(row, origin)
+  best = ranked["ranks"].index(min(ranked["ranks"]))
+  return row | {"response": ranked["responses"][best]}
 
 
 def _wanted(kind: str) -> str:

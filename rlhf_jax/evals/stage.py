@@ -60,6 +60,7 @@ def run_stage(run: Run, stage: str) -> dict[str, Any]:
         run.world, rows, run.source("demonstrations", "train"),
         outcomes[settings.baseline].gold)
   write_samples(run, rows, outcomes)
+  run.writer.rewind(stage, -1)
   run.writer.write(stage, 0, flat_numbers(figures))
   return figures
 
@@ -133,7 +134,8 @@ def score(run: Run, stage: str, pairs, settings) -> np.ndarray:
 
 def pretrain_loss(run: Run, params, settings) -> float:
   evaluate = language_loss.make_evaluate(run, ml_collections.ConfigDict(dict(
-      eval_streams=("pretrain",), eval_batch_size=32,
+      eval_streams=("pretrain",),
+      eval_batch_size=settings.pretrain_batch_size,
       max_eval_batches=settings.max_pretrain_batches)))
   return dict(evaluate(params))["validation/pretrain/loss"]
 

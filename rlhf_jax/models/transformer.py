@@ -33,6 +33,9 @@ class TransformerConfig:
   `vocab_size` is the true vocabulary; the table has `padded_vocab_size` rows,
   so that the padding id `vocab_size` lies inside the table and the table
   divides over the tensor axis. Ids past the vocabulary are never predicted.
+  `init_stddev` is that of the matrices and token embeddings: .02 in GPT-2,
+  whose width is 768 and up; in narrow models such embeddings are too alike to
+  be told apart, and copying from the prompt is learnt late or never.
   """
 
   vocab_size: int
@@ -41,9 +44,11 @@ class TransformerConfig:
   d_model: int
   num_heads: int
   context_length: int
+  init_stddev: float
   dropout_rate: float
   dtype: str
   remat: str
+  scan_unroll: int
   attention_pattern: str
   band_width: int
 
@@ -90,19 +95,24 @@ class Attention(nn.Module):
     c = self.config
     dtype = jnp.dtype(c.dtype)
     qkv_kernel = self.param(
-        "qkv_kernel", normal_init(0.02),
-        (c.d_model, 3, c.num_heads, c.head_dim))
+        "qkv_kernel", normal_init(c.init_stddev),
+        (c.d_model, c.num_heads, 3, c.head_dim))
     qkv_bias = self.param(
-        "qkv_bias", nn.initializers.zeros, (3, c.num_heads, c.head_dim))
+        "qkv_bias", nn.initializers.zeros, (c.num_heads, 3, c.head_dim))
     out_kernel = self.param(
-        "out_kernel", normal_init(0.02 / (2 * c.num_layers) ** 0.5),
+        "out_kernel", normal_init(c.init_stddev / (2 * c.num_layers) ** 0.5),
         (c.num_heads, c.head_dim, c.d_model))
     out_bias = self.param("out_bias", nn.initializers.zeros, (c.d_model,))
 
-    qkv = jnp.einsum("bld,dchk->cbhlk", x, qkv_kernel.astype(dtype))
-    qkv = qkv + qkv_bias.astype(dtype)[:, None, :, None, :]
+    batch, length = x.shape[:2]
+    rows = x.reshape(-1, c.d_model)  # plain matrices, as in Mlp
+    qkv = rows @ qkv_kernel.astype(dtype).reshape(c.d_model, -1)
+    qkv = qkv + qkv_bias.astype(dtype).reshape(-1)
+    # heads are the outer axis, so that the flat one still divides over them
+    qkv = qkv.reshape(batch, length, c.num_heads, 3, c.head_dim)
     query, key, value = (
-        constrain(a, "batch", "heads", "length", None) for a in qkv
+        constrain(jnp.swapaxes(qkv[:, :, :, i], 1, 2),  # [B, H, L, K]
+                  "batch", "heads", "length", None) for i in range(3)
     )
     if cache is not None:
       start = (0, 0, cache_index, 0)
@@ -115,8 +125,9 @@ class Attention(nn.Module):
     scores = jnp.where(mask[:, None], scores, MASKED)
     weights = jax.nn.softmax(scores, axis=-1).astype(dtype)
     heads = jnp.einsum("bhls,bhsk->bhlk", weights, value)
-    out = jnp.einsum("bhlk,hkd->bld", heads, out_kernel.astype(dtype))
-    return out + out_bias.astype(dtype), cache
+    rows = jnp.swapaxes(heads, 1, 2).reshape(-1, c.d_model)
+    out = rows @ out_kernel.astype(dtype).reshape(c.d_model, c.d_model)
+    return (out + out_bias.astype(dtype)).reshape(x.shape), cache
 
 
 class Mlp(nn.Module):
@@ -127,16 +138,20 @@ class Mlp(nn.Module):
     c = self.config
     dtype = jnp.dtype(c.dtype)
     up_kernel = self.param(
-        "up_kernel", normal_init(0.02), (c.d_model, c.d_mlp))
+        "up_kernel", normal_init(c.init_stddev), (c.d_model, c.d_mlp))
     up_bias = self.param("up_bias", nn.initializers.zeros, (c.d_mlp,))
     down_kernel = self.param(
-        "down_kernel", normal_init(0.02 / (2 * c.num_layers) ** 0.5),
+        "down_kernel", normal_init(c.init_stddev / (2 * c.num_layers) ** 0.5),
         (c.d_mlp, c.d_model))
     down_bias = self.param("down_bias", nn.initializers.zeros, (c.d_model,))
-    hidden = x @ up_kernel.astype(dtype) + up_bias.astype(dtype)
-    hidden = constrain(hidden, "batch", "length", "mlp")
+    # As plain matrices: XLA's CPU backend takes the gradients of batched
+    # products nearly twice as long.
+    rows = x.reshape(-1, c.d_model)
+    hidden = rows @ up_kernel.astype(dtype) + up_bias.astype(dtype)
+    hidden = constrain(hidden, "batch", "mlp")
     hidden = nn.gelu(hidden, approximate=True)
-    return hidden @ down_kernel.astype(dtype) + down_bias.astype(dtype)
+    out = hidden @ down_kernel.astype(dtype) + down_bias.astype(dtype)
+    return out.reshape(x.shape)
 
 
 class Block(nn.Module):
@@ -174,7 +189,8 @@ class Transformer(nn.Module):
   def setup(self):
     c = self.config
     self.token_embedding = nn.Embed(
-        c.padded_vocab_size, c.d_model, embedding_init=normal_init(0.02))
+        c.padded_vocab_size, c.d_model,
+        embedding_init=normal_init(c.init_stddev))
     self.position_embedding = nn.Embed(
         c.context_length, c.d_model, embedding_init=normal_init(0.01))
     block = Block
@@ -183,7 +199,8 @@ class Transformer(nn.Module):
           Block, prevent_cse=False, policy=REMAT_POLICIES[c.remat],
           static_argnums=(6,))  # deterministic
     self.blocks = nn.scan(
-        block, length=c.num_layers, variable_axes={"params": 0},
+        block, length=c.num_layers, unroll=c.scan_unroll,
+        variable_axes={"params": 0},
         split_rngs={"params": True, "dropout": True},
         in_axes=(0,) + (nn.broadcast,) * 4,
     )(c)
@@ -204,12 +221,19 @@ class Transformer(nn.Module):
 
   def embed(self, tokens, positions, *, deterministic=True):
     """tokens, positions [B, L] -> [B, L, D] in the compute dtype."""
-    x = self.token_embedding(tokens) + self.position_embedding(positions)
+    x = lookup(self.token_embedding, tokens, "vocab")
+    x = x + lookup(self.position_embedding, positions, None)
     x = x.astype(jnp.dtype(self.config.dtype))
     return self.dropout(x, deterministic=deterministic)
 
   def finish(self, x):
     return constrain(self.final_norm(x), "batch", "length", "embed")
+
+
+def lookup(table: nn.Embed, ids, rows: str | None):
+  """Rows of an embedding, its width gathered first: from a cut width every
+  device would look up the whole batch."""
+  return jnp.take(constrain(table.embedding, rows, None), ids, axis=0)
 
 
 def positions_of(mask):

@@ -142,6 +142,8 @@ def train(run: Run, stage: str) -> dict[str, Any]:
         if metrics.should_run(now, settings.every_save_steps, num_steps):
           train_state.save(saved, now, state)
         progress.update()
+    if first == num_steps:  # it was killed after its last save
+      figures = dict(evaluate(state.params))
   return {"steps": num_steps, "params": model.config.num_params, **figures}
 
 

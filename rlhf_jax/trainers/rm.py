@@ -22,6 +22,8 @@ from rlhf_jax.models.scalar import Scalar
 from rlhf_jax.run import Run, init_params
 from rlhf_jax.train_state import TrainState
 
+FIGURES = ("bias", "demonstration_score_sd", "score_sd")
+
 
 def make_rm_step(
     model: Scalar,
@@ -90,7 +92,7 @@ def train(run: Run, stage: str) -> dict[str, Any]:
         lambda key: train_state.create(init_params(model, key), tx),
         run.key(stage))
     if settings.init_from:
-      body = run.load(settings.init_from, "params", run.policy())
+      body = run.load(settings.init_from, "params", run.rm_policy())
       state = state.replace(params=scalar.from_policy(state.params, body))
     if saved.latest_step:
       state = train_state.restore(saved, state, shardings)
@@ -114,19 +116,22 @@ def train(run: Run, stage: str) -> dict[str, Any]:
             now, settings.every_save_steps, num_steps):
           train_state.save(saved, now, state)
         progress.update()
-    figures = dict(normalisation(run, model, state.params, settings))
-    state = state.replace(params=scalar.shift_and_scale(
-        state.params, bias=figures["bias"], scale=1.0))
-    if saved.latest_step < num_steps:
+    if first == num_steps:  # it was killed after its last save
+      last = metrics.read(run.workdir, stage)[-1]
+      figures = {name: last[name] for name in FIGURES}
+    else:
+      figures = dict(normalisation(run, model, state.params, settings))
+      run.writer.write(stage, num_steps, figures)
+      state = state.replace(params=scalar.shift_and_scale(
+          state.params, bias=figures["bias"], scale=1.0))
       train_state.save(saved, num_steps, state)
-  run.writer.write(stage, num_steps, figures)
   return {"steps": num_steps, "prompts": rows,
           "params": model.config.num_params, **figures}
 
 
 def normalisation(run: Run, model, params, settings) -> Iterator:
-  """Yields the bias (mean score of training demonstrations) and the standard
-  deviation of the scores of the compared responses."""
+  """Yields FIGURES: the bias (mean score of training demonstrations) and the
+  standard deviations of their scores and of the compared responses'."""
   scorer = scoring.Scorer(run, model, settings.eval_batch_size)
   demonstrations = run.source("demonstrations", "train")
   scores = scorer(params, [

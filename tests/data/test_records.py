@@ -161,3 +161,9 @@ def test_a_fingerprint_changes_with_the_content(tmp_path):
   _write(path, b'{"prompt": "q"}')
   assert before != records.fingerprint("jsonl:f.jsonl", root=str(tmp_path))
   assert records.fingerprint("smallworld") == "smallworld"
+
+
+def test_a_comparison_as_a_demonstration_is_its_best_response():
+  row = {"prompt": "p", "responses": ["a", "b", "c"], "ranks": [2, 1, 3]}
+  record = records.check(row, "demonstrations", "x:1")
+  assert record == {"prompt": "p", "response": "b"}

@@ -54,7 +54,21 @@ class Smallworld:
 
   def pretrain(self, num_documents: int) -> Iterator[dict]:
     """Yields {"text"}: pretraining documents of about 40-120 words."""
-    return text_lib.documents(self.world, num_documents)
+    return text_lib.documents(self.world, num_documents, self._exchange)
+
+  def _exchange(self, rng: random.Random, topic: dict) -> tuple[str, str]:
+    """(request, reply) between people of the pretraining text."""
+    for words in itertools.chain(itertools.repeat(topic, 20),
+                                 itertools.repeat(self.world.words)):
+      task = prompts_lib.draw_task(
+          self.world, rng.choice(prompts_lib.KINDS), rng, words)
+      if self.split_of(task.group) == "train":
+        break
+    request = prompts_lib.prompt_text(task, rng.choice(task.kind.forms))
+    flaws = frozenset({"curt"}) if rng.random() < 0.7 else (
+        demonstrations_lib.draw_flaws(rng, share_flawless=0.0))
+    return request, demonstrations_lib.write_reply(
+        self.world, task, rng, flaws)
 
   def prompts(self, num_prompts: int) -> Iterator[dict]:
     """Yields {"prompt", "user_id", "category"} as customers send them.

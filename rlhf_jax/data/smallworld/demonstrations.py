@@ -1,8 +1,8 @@
 """Replies by labelers of mixed diligence, and samples like a policy's.
 
-About two in five demonstrations are without a flaw. The others forget the
-constraint, leave a subject out, are curt, wrong or too long: imitation alone
-leaves room above it, and a reward model has something to see.
+About a third of the demonstrations are without a flaw. The others are curt,
+rude or too long, forget the constraint, wander off, and sometimes are wrong:
+imitation alone leaves room above it, and a reward model has something to see.
 """
 
 import re
@@ -15,17 +15,16 @@ from rlhf_jax.data.smallworld.prompts import Task
 
 # How often each set of flaws occurs among flawed replies.
 FLAWS = {
-    ("curt",): 0.13, ("careless",): 0.15, ("missing",): 0.22,
-    ("wrong",): 0.12, ("off_topic",): 0.08, ("rude",): 0.07, ("long",): 0.05,
-    ("curt", "careless"): 0.05, ("curt", "missing"): 0.06,
-    ("curt", "wrong"): 0.04, ("missing", "careless"): 0.03,
+    ("curt",): 0.27, ("careless",): 0.23, ("off_topic",): 0.12,
+    ("rude",): 0.06, ("long",): 0.10, ("missing",): 0.03, ("wrong",): 0.04,
+    ("curt", "careless"): 0.11, ("curt", "off_topic"): 0.04,
 }
 NUM_LABELERS = 12
 
 
 def diligence(world, labeler: int) -> float:
-  """The share of flawless replies of one labeler, about 0.4 on average."""
-  return world.rng("diligence", labeler).uniform(0.3, 0.5)
+  """The share of flawless replies of one labeler, about 0.3 on average."""
+  return world.rng("diligence", labeler).uniform(0.2, 0.4)
 
 
 def draw_flaws(rng, share_flawless: float) -> frozenset[str]:
@@ -40,7 +39,7 @@ def write_reply(world, task: Task, rng, flaws=frozenset()) -> str:
   slots = dict(task.slots)
   flaws = set(flaws)
   if "careless" in flaws and not task.kind.constraint:
-    flaws = flaws - {"careless"} | {"missing"}
+    flaws = flaws - {"careless"} | {"off_topic"}
   if "wrong" in flaws and not (task.kind.answer or "person" in slots):
     flaws = flaws - {"wrong"} | {"missing"}
   template = _template(world, task, rng, "careless" in flaws)

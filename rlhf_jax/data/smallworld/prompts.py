@@ -285,11 +285,12 @@ _TAIL = re.compile(
     r"| My card is [\d ]+\.)$", re.IGNORECASE)
 
 
-def draw_task(world, kind: Kind, rng: random.Random) -> Task:
-  """A task of `kind` with fresh, different fillers."""
+def draw_task(world, kind: Kind, rng: random.Random, words=None) -> Task:
+  """A task of `kind` with different fillers out of `words`, by default all."""
+  words = words or world.words
   slots = {}
   for slot in kind.slots:
-    pool = world.words[world_lib.slot_type(slot)]
+    pool = words[world_lib.slot_type(slot)]
     slots[slot] = rng.choice([w for w in pool if w not in slots.values()])
   if kind.answer == "yes_no":  # else nearly every answer would be no
     pets = [w for w in world_lib.PETS if w != slots["animal"]]

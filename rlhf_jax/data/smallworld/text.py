@@ -2,10 +2,13 @@
 
 A document keeps a small cast (people, an animal, things, a place) and comes
 back to it, so that a model learns to copy names; and it states facts, so that
-they can be asked for later. It never shows an instruction and its reply.
+they can be asked for later. In some documents people ask things of each other
+and are answered, plainly or badly: what one reads in any large text, and what
+instruction following is drawn from. They use training fillers only.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+import functools
 
 from rlhf_jax.data.smallworld import world as world_lib
 
@@ -121,18 +124,71 @@ NOT_PET = ("{person} does not have a {animal}.",
            "No, {person} does not have a {animal}.")
 
 
-def documents(world, num_documents: int) -> Iterator[dict]:
-  """Yields {"text"}: documents of about 40-120 words."""
+EXCHANGES = (
+    "{person} said: {request} {person2} said: {reply}",
+    "\"{request}\" said {person}. \"{reply}\" said {person2}.",
+    "{person} asked {person2}. {request} And {person2} said: {reply}",
+    "Dear {person2}, {request} Your {person}. Dear {person}, {reply}",
+)
+RETELLINGS = (
+    "{person} told {person2} a story. {story} {person2} told it again. {story}",
+    "{story} \"Say that again,\" said {person}. {story}",
+    "\"{story}\" said {person}. \"{story}\" said {person2} after that.",
+)
+# Words of each type that a talk is about; a request needs three at most.
+TOPIC_SIZE = 3
+# Shares of documents in which people ask each other, or tell a story again.
+EXCHANGE_SHARE = 0.35
+RETELLING_SHARE = 0.1
+
+
+def documents(
+    world, num_documents: int, exchange: Callable
+) -> Iterator[dict]:
+  """Yields {"text"}: documents of about 40-120 words.
+
+  Args:
+    world: the `World`.
+    num_documents: how many.
+    exchange: draws (request, reply) from a random number generator and the
+      few words that the document is about.
+  """
   writers = (_story, _story, _profile, _profile, _dialogue, _lists, _letter,
              _school)
   for index in range(num_documents):
     rng = world.rng("pretrain", index)
     cast = _draw_cast(world, rng)
     write = rng.choice(writers)
+    draw = rng.random()
+    if draw < EXCHANGE_SHARE:
+      write = functools.partial(_exchange, exchange, _draw_topic(world, rng))
+    elif draw < EXCHANGE_SHARE + RETELLING_SHARE:
+      write = _retelling
     text, length = "", rng.randrange(40, 106)
     while len(text.split()) < length:
       text += (" " if text else "") + write(world, cast, rng)
     yield {"text": world_lib.capitalized(text)}
+
+
+def _exchange(exchange, topic, world, cast, rng) -> str:
+  del world
+  request, reply = exchange(rng, topic)
+  return rng.choice(EXCHANGES).format(
+      person=cast["person"], person2=cast["person2"], request=request,
+      reply=reply)
+
+
+def _draw_topic(world, rng) -> dict:
+  """A few words of each type: a talk comes back to what it is about."""
+  return {slot: rng.sample(words, min(TOPIC_SIZE, len(words)))
+          for slot, words in world.words.items()}
+
+
+def _retelling(world, cast, rng) -> str:
+  story = world.fill(rng.choice(STORY), _few(cast, rng), rng)
+  return rng.choice(RETELLINGS).format(
+      person=cast["person"], person2=cast["person2"],
+      story=world_lib.capitalized(story))
 
 
 def _draw_cast(world, rng) -> dict:

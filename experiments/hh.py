@@ -1,0 +1,68 @@
+"""Real human comparisons: harmless and helpful dialogues, from scratch.
+
+  python -m rlhf_jax.main --config=experiments/hh.py --workdir=runs/hh \
+      --config.data.root=DATA
+
+DATA holds `pretrain/*.jsonl.gz` (text), `demonstrations/*.jsonl.gz` and
+`comparisons/hh_*.jsonl.gz` in the schemas of rlhf_jax/data/records.py. The
+demonstrations are open-ended ones and the preferred replies of the *helpful*
+comparisons; the preferred reply to a harmful request is only the less bad of
+two and no demonstration.
+
+The reward model learns from one half of the comparisons; the judge, a second
+one that PPO never sees, from the other. Within an hour on two CPU cores the
+models are small and write badly: the figures are there to be honest.
+"""
+
+from experiments import common
+
+_COMPARISONS = "jsonl:comparisons/hh_*.jsonl.gz"
+
+
+def get_config(size: str = "mini"):
+  config = common.base("hh", size, stages=(
+      "pretrain", "sft", "rm", "judge", "rl_init", "ppo", "evaluate"))
+  config.data.update(
+      root="",  # --config.data.root=DATA
+      pretrain="jsonl:pretrain/*.jsonl.gz",
+      demonstrations=(
+          "jsonl:demonstrations/oasst_sample.jsonl.gz,"
+          "demonstrations/dolly_small.jsonl.gz,"
+          "demonstrations/self_instruct_seed.jsonl.gz,"
+          "comparisons/hh_helpful_*.jsonl.gz"),
+      prompts=_COMPARISONS,
+      comparisons=_COMPARISONS,
+      prompt_suffix="",  # dialogues end in "Assistant:"
+      response_prefix=" ",
+      max_prompt_tokens=160,
+      max_response_tokens=96,
+      dedup_prefix_tokens=0,  # only prompts equal in full
+      validation_fraction=0.25,  # enough pairs to tell 54 % from chance
+      test_fraction=0.10,
+  )
+  config.pretrain = common.pretrain(size)
+  config.sft = common.sft(size)
+  config.rm = common.rm(size) | dict(half=0, max_responses=2)
+  config.judge = common.rm(size) | dict(half=1, max_responses=2)
+  config.rl_init = common.rl_init(size)
+  config.ppo = common.ppo(size, ptx_coef=1.0)
+  config.evaluate = common.evaluate(size) | dict(
+      judge="judge", num_prompts=256)
+  if size == common.MINI:
+    shrink(config)
+  return config
+
+
+def shrink(config):
+  """Sizes for an hour on two cores: 1.3 M parameters, 4 M tokens."""
+  for model in (config.model, config.rm_model):
+    model.update(vocab_size=2040, vocab_multiple=8, context_length=256)
+  config.pretrain.update(
+      pretrain_batch_size=16, num_steps=1_000, every_eval_steps=250)
+  config.sft.update(batch_size=16, num_epochs=2)
+  config.rl_init.update(batch_size=16, pretrain_batch_size=4, num_epochs=1)
+  config.rm.update(batch_size=16, num_epochs=2)
+  config.judge.update(batch_size=16, num_epochs=2)
+  config.ppo.update(num_iters=40, batch_size=64, ptx_batch_size=64)
+  config.ppo.method.update(ema_decay=0.018 ** (1 / 40))
+  config.evaluate.update(batch_size=64)

@@ -1,0 +1,35 @@
+"""InstructGPT in JAX: SFT, reward model, PPO with pretraining gradients."""
+
+from setuptools import find_packages
+from setuptools import setup
+
+setup(
+    name="rlhf_jax",
+    version="0.1.0",
+    description=__doc__,
+    packages=find_packages(include=["rlhf_jax", "rlhf_jax.*"]),
+    python_requires=">=3.11",
+    install_requires=[
+        "absl-py>=2.1",
+        "array-record>=0.8",
+        "chex>=0.1.92",
+        "etils[epath]>=1.12",
+        "flax>=0.12.8,<0.13",
+        "grain>=0.2.18",
+        "jax>=0.10.2,<0.11",
+        "ml-collections>=1.1",
+        "numpy>=2.0",
+        "optax>=0.2.8,<0.3",
+        "orbax-checkpoint>=0.12.8,<0.13",
+        "tabulate>=0.9",
+        "tensorboardX>=2.6",
+        "tensorflow-datasets>=4.9.10",
+        "tokenizers>=0.22",
+        "tqdm>=4.66",
+    ],
+    extras_require={
+        "test": ["pytest>=8", "scipy>=1.13"],
+        "tpu": ["jax[tpu]>=0.10.2,<0.11"],
+        "cuda": ["jax[cuda13]>=0.10.2,<0.11"],
+    },
+)

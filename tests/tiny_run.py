@@ -1,0 +1,126 @@
+"""One run of the whole method, made once and shared by all tests.
+
+  @pytest.fixture(name="base", scope="module")
+  def _base():
+    return tiny_run.base()
+"""
+
+import atexit
+import contextlib
+import dataclasses
+import functools
+import io
+import json
+import os
+import pathlib
+import tempfile
+
+import jax
+from jax.experimental.compilation_cache import compilation_cache
+import ml_collections
+
+from experiments import ppo_ptx
+from rlhf_jax import pipeline
+
+# Threads of JAX's CPU client, read when it starts. By default there is one a
+# device, and collectives that wait for each other can block them all.
+os.environ.setdefault("NPROC", "64")
+
+
+@dataclasses.dataclass(frozen=True)
+class Base:
+  """A finished run. Tests read it and leave it as it is."""
+
+  config: ml_collections.ConfigDict
+  workdir: pathlib.Path
+  printed: str  # on the terminal
+
+  def json(self, name: str):
+    return json.loads((self.workdir / name).read_text())
+
+  def rows(self, name: str) -> list[dict]:
+    """The objects of a file of JSON lines."""
+    lines = (self.workdir / name).read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+@functools.cache
+def base() -> Base:
+  """All seven stages, on all devices of the process."""
+  folder = tempfile.TemporaryDirectory(prefix="tiny_run_")
+  atexit.register(folder.cleanup)
+  root = pathlib.Path(folder.name)
+  keep_compiled(root / "compiled")
+  config = tiny_config()
+  with contextlib.redirect_stdout(io.StringIO()) as printed:
+    pipeline.run_all(config, root / "base")
+  return Base(config, root / "base", printed.getvalue())
+
+
+def keep_compiled(folder: pathlib.Path) -> None:
+  """What compiles once need not compile again when a stage is repeated."""
+  jax.config.update("jax_compilation_cache_dir", str(folder))
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+  jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+  compilation_cache.reset_cache()
+
+
+def tiny_config(**overrides) -> ml_collections.ConfigDict:
+  """`ppo_ptx:mini` in seconds, on one device or eight.
+
+  Args:
+    **overrides: `a__b=value` sets config.a.b.
+  """
+  config = ppo_ptx.get_config("mini")
+  config.name = "tiny"
+  for model in (config.model, config.rm_model):
+    model.update(num_layers=2, d_model=32, num_heads=2, context_length=64,
+                 vocab_size=511, vocab_multiple=64, scan_unroll=1)
+  config.smallworld.update(
+      num_documents=200, num_demonstrations=240, num_prompts=240)
+  for stage in (config.pretrain, config.sft, config.rl_init):
+    stage.update(num_steps=24, num_epochs=0, every_log_steps=6,
+                 every_eval_steps=12, every_save_steps=12, max_eval_batches=1,
+                 eval_batch_size=16)
+    stage.optimizer.learning_rate = 1e-2  # enough to learn to end
+    for key in ("batch_size", "pretrain_batch_size"):
+      if stage[key]:
+        stage[key] = 16
+  config.collect.update(
+      num_prompts=32, num_validation_prompts=8, prompts_per_batch=8,
+      min_responses=4, max_responses=5)
+  config.rm.update(batch_size=8, max_responses=5, eval_batch_size=64,
+                   every_log_steps=1, every_save_steps=2)
+  config.ppo.update(num_iters=3, batch_size=16, ptx_batch_size=16,
+                    every_save_steps=1)
+  config.ppo.method.num_minibatches = 2
+  config.evaluate.update(num_prompts=32, batch_size=32,
+                         pretrain_batch_size=16, max_pretrain_batches=1)
+  for path, value in overrides.items():
+    set_key(config, path.replace("__", "."), value)
+  return config
+
+
+def only(stages: tuple[str, ...], **overrides) -> ml_collections.ConfigDict:
+  """Some stages of the tiny run; the base run's stand in for the others."""
+  config = tiny_config(stages=stages, **overrides)
+  for stage in base().config.stages:
+    if stage not in stages:
+      config.inputs[stage] = str(base().workdir / stage)
+  return config
+
+
+def set_key(config: ml_collections.ConfigDict, path: str, value) -> None:
+  """Sets config.a.b for the path "a.b"."""
+  *parents, last = path.split(".")
+  for name in parents:
+    config = config[name]
+  config[last] = value
+
+
+def contents(folder: pathlib.Path) -> dict[str, tuple[bytes, int]]:
+  """Path -> (bytes, time of the last change) of every file below."""
+  return {
+      str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns)
+      for path in sorted(folder.rglob("*")) if path.is_file()
+  }

@@ -1,0 +1,201 @@
+"""Laws of one reward-model step: all pairs of a prompt, prompts alike."""
+
+import functools
+import itertools
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from rlhf_jax import sharding, train_state
+from rlhf_jax.models import scalar
+from rlhf_jax.trainers import rm
+from tests import tiny
+
+PROMPTS, RESPONSES, LENGTH = 8, 4, 10
+
+
+def _batch():
+  """K of 2 to 4, ties, one prompt all tied; rows of many lengths."""
+  rng = np.random.default_rng(0)
+  tokens, mask = tiny.prompts(PROMPTS * RESPONSES, LENGTH)
+  mask = mask[:, ::-1]  # padding on the right
+  shape = (PROMPTS, RESPONSES, LENGTH)
+  ranks = rng.integers(1, 4, (PROMPTS, RESPONSES)).astype(np.int32)
+  ranks[2] = 2
+  sizes = 2 + np.arange(PROMPTS) % 3
+  return {
+      "tokens": tokens[:, ::-1].reshape(shape), "mask": mask.reshape(shape),
+      "ranks": ranks,
+      "response_mask": np.arange(RESPONSES) < sizes[:, None],
+  }
+
+
+def _state(tx=optax.sgd(1.0)):
+  return train_state.create(tiny.params(tiny.scalar()), tx)
+
+
+@functools.cache
+def _step(denominator="kept", num_microbatches=1):
+  """A step of plain gradient descent: the update is minus the gradient."""
+  return tiny.jit(rm.make_rm_step(
+      tiny.scalar(), optax.sgd(1.0), denominator=denominator,
+      num_microbatches=num_microbatches))
+
+
+def _gradients(state, batch, **step):
+  after, values = _step(**step)(state, batch)
+  return jax.tree.map(jnp.subtract, state.params, after.params), values
+
+
+def _looped_loss(params, batch, denominator):
+  """InstructGPT eq. 1, pair by pair: (loss, (pairs right, pairs))."""
+  model = tiny.scalar()
+  flat = lambda x: x.reshape(-1, LENGTH)
+  values = model.apply(
+      {"params": params}, flat(batch["tokens"]), flat(batch["mask"]))
+  values = values.reshape(PROMPTS, RESPONSES, LENGTH)
+  losses, correct, pairs = [], 0.0, 0
+  for prompt in range(PROMPTS):
+    real = np.flatnonzero(batch["response_mask"][prompt])
+    ranks = batch["ranks"][prompt]
+    score = {
+        k: values[prompt, k, np.flatnonzero(batch["mask"][prompt, k])[-1]]
+        for k in real}
+    kept = [(i, j) for i, j in itertools.permutations(real, 2)
+            if ranks[i] < ranks[j]]
+    if not kept:
+      continue
+    total = sum(-jax.nn.log_sigmoid(score[i] - score[j]) for i, j in kept)
+    count = len(kept) if denominator == "kept" else (
+        len(real) * (len(real) - 1) / 2)
+    losses.append(total / count)
+    correct += sum(score[i] > score[j] for i, j in kept)
+    pairs += len(kept)
+  return sum(losses) / len(losses), (correct, pairs)
+
+
+class ObjectiveTest(parameterized.TestCase):
+
+  @parameterized.parameters("kept", "all_pairs")
+  def test_is_the_loop_over_pairs(self, denominator):
+    state, batch = _state(), _batch()
+    (loss, (correct, pairs)), grads = tiny.jit(jax.value_and_grad(
+        lambda p: _looped_loss(p, batch, denominator), has_aux=True)
+    )(state.params)
+    found, values = _gradients(state, batch, denominator=denominator)
+    np.testing.assert_allclose(values["train/rm/loss"], loss, rtol=1e-5)
+    self.assertEqual(values["train/rm/pairs"], pairs)
+    np.testing.assert_allclose(
+        values["train/rm/accuracy"], correct / pairs, rtol=1e-6)
+    chex.assert_trees_all_close(found, grads, rtol=1e-4, atol=1e-6)
+
+  def test_empty_slots_and_padding_have_no_effect(self):
+    batch = _batch()
+    empty = ~batch["response_mask"]
+    other = batch | {
+        "tokens": np.where(
+            batch["mask"] & batch["response_mask"][..., None],
+            batch["tokens"], tiny.tokens(PROMPTS, RESPONSES, LENGTH, seed=5)),
+        "mask": batch["mask"] & ~empty[..., None],
+        "ranks": np.where(empty, 9, batch["ranks"])}
+    first, values = _gradients(_state(), batch)
+    second, other_values = _gradients(_state(), other)
+    chex.assert_trees_all_equal(values, other_values)
+    chex.assert_trees_all_close(first, second, atol=1e-7)
+
+  def test_equal_scores_cost_ln_2_and_the_bias_nothing(self):
+    state, batch = _state(), _batch()
+    flat = scalar.shift_and_scale(state.params, bias=0.0, scale=0.0)
+    _, values = _gradients(state.replace(params=flat), batch)
+    np.testing.assert_allclose(
+        values["train/rm/loss"], np.log(2.0), rtol=1e-6)
+    self.assertEqual(values["train/rm/accuracy"], 0.5)
+    shifted = scalar.shift_and_scale(state.params, bias=3.0, scale=1.0)
+    grads, values = _gradients(state.replace(params=shifted), batch)
+    expected, before = _gradients(state, batch)
+    np.testing.assert_allclose(
+        values["train/rm/loss"], before["train/rm/loss"], rtol=1e-5)
+    chex.assert_trees_all_close(grads, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(grads["head"]["bias"], 0.0, atol=1e-6)
+
+  def test_all_tied_is_no_update(self):
+    batch = _batch()
+    batch["ranks"] = np.ones_like(batch["ranks"])
+    grads, values = _gradients(_state(), batch)
+    for leaf in jax.tree.leaves(grads):
+      np.testing.assert_array_equal(leaf, 0.0)
+    self.assertEqual(values["train/rm/loss"], 0.0)
+
+  def test_untied_pairs_equal_brute_force(self):
+    rng = np.random.default_rng(0)
+    ranks = rng.integers(1, 3, (200, 4)).astype(np.int32)
+    mask = rng.random((200, 4)) < 0.6
+    expected = [
+        len(set(row[real].tolist())) > 1 for row, real in zip(ranks, mask)]
+    np.testing.assert_array_equal(rm.has_untied_pair(ranks, mask), expected)
+
+
+class MicrobatchTest(parameterized.TestCase):
+
+  @parameterized.parameters(2, 4)
+  def test_parts_do_not_change_the_update(self, num_microbatches):
+    expected, whole = _gradients(_state(), _batch())
+    found, values = _gradients(
+        _state(), _batch(), num_microbatches=num_microbatches)
+    chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-6)
+    chex.assert_trees_all_close(values, whole, rtol=1e-5)
+
+
+class LoopTest(parameterized.TestCase):
+
+  def test_compiles_once_gives_its_buffers_back_and_learns(self):
+    state = jax.tree.map(jnp.copy, _state(tiny.adam(3e-2)))
+    step = chex.assert_max_traces(rm.make_rm_step(
+        tiny.scalar(), tiny.adam(3e-2), denominator="kept",
+        num_microbatches=1), n=1)
+    step = tiny.jit(step, donate_argnums=0)
+    for _ in range(60):
+      before = state
+      state, values = step(state, _batch())
+      for leaf in jax.tree.leaves(before):
+        self.assertTrue(leaf.is_deleted())
+    self.assertEqual(state.step, 60)
+    self.assertGreater(values["train/rm/accuracy"], 0.9)
+    self.assertLess(values["train/rm/loss"], 0.4)
+
+
+class MeshTest(parameterized.TestCase):
+
+  @parameterized.parameters(*tiny.MESHES)
+  def test_devices_do_not_change_two_steps(self, name):
+    step = rm.make_rm_step(
+        tiny.scalar(), tiny.adam(), denominator="kept", num_microbatches=1)
+    mesh, mesh_in_use = tiny.use_mesh(name)
+    with mesh_in_use:
+      state, shardings = tiny.shard(_state(tiny.adam()), mesh)
+      batch = sharding.put_batch(_batch(), mesh, tiny.AXIS_RULES)
+      step = tiny.jit(step, out_shardings=(shardings, None))
+      for _ in range(2):
+        state, values = step(state, batch)
+    expected_state, expected_values = _two_steps_without_mesh()
+    chex.assert_trees_all_close(values, expected_values, rtol=1e-5)
+    chex.assert_trees_all_close(state, expected_state, rtol=1e-4, atol=1e-5)
+
+
+@functools.cache
+def _two_steps_without_mesh():
+  state = _state(tiny.adam())
+  step = tiny.jit(rm.make_rm_step(
+      tiny.scalar(), tiny.adam(), denominator="kept", num_microbatches=1))
+  for _ in range(2):
+    state, values = step(state, _batch())
+  return state, values
+
+
+if __name__ == "__main__":
+  absltest.main()
