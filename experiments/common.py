@@ -126,8 +126,8 @@ def data(size: str) -> dict:
       tokenizer="train",  # or tokenizer.json, or VOCAB.json,MERGES.txt
       prompt_suffix="\n",  # ends a prompt; part of its tokens
       response_prefix="",  # starts a response; part of its tokens
-      max_prompt_tokens=32 if mini else 1024,  # longer prompts are dropped
-      max_response_tokens=32 if mini else 1024,
+      max_prompt_tokens=28 if mini else 1024,  # longer prompts are dropped
+      max_response_tokens=28 if mini else 1024,
       dedup_prefix_tokens=12 if mini else 64,  # equal so far = duplicate
       max_prompts_per_user=200,
       validation_fraction=0.10,  # of users
@@ -153,8 +153,8 @@ def labelers() -> dict:
       num_train=8,
       num_heldout=4,
       bias_sd=0.10,  # of a labeler's own tastes
-      noise_sd=0.34,  # of one rating; agreement is about 73 %
-      tie_margin=0.1,
+      noise_sd=0.22,  # of one rating; agreement is about 73 %
+      tie_margin=0.08,
   )
 
 
@@ -168,7 +168,7 @@ def pretrain(size: str) -> dict:
   """Language modelling from scratch (GPT-3 appendix B)."""
   check_size(size)
   if size == MINI:
-    batch_size, num_steps, rate, warmup = 16, 800, 3e-3, 50
+    batch_size, num_steps, rate, warmup = 16, 600, 3e-3, 50
   else:
     tokens, rate = PRETRAIN_ROW[size]
     batch_size = round(tokens / 2048 / 64) * 64
@@ -204,7 +204,7 @@ def sft(size: str) -> dict:
       pretrain_batch_size=0,
       pretrain_weight=0.0,
       num_steps=0,  # 0: num_epochs decides
-      num_epochs=2 if mini else 16,
+      num_epochs=4 if mini else 16,
       dropout_rate=0.0 if mini else 0.2,
       num_microbatches=1,
       eval_streams=("pretrain", "demonstrations"),
@@ -259,7 +259,7 @@ def collect(size: str) -> dict:
   mini = size == MINI
   return dict(
       policy="sft",
-      num_prompts=1_000 if mini else 33_207,  # of the training split
+      num_prompts=2_000 if mini else 33_207,  # of the training split
       num_validation_prompts=200 if mini else 17_887,
       min_responses=4,
       max_responses=9,
@@ -275,7 +275,7 @@ def rm(size: str) -> dict:
       # a 6B model needs an sft of its own size: config.inputs.rm_sft
       init_from="sft" if reward_model_size(size) == size else "rm_sft",
       half=placeholder(int),  # 0 or 1: train on every second prompt only
-      batch_size=16 if mini else 64,  # prompts
+      batch_size=8 if mini else 64,  # prompts
       max_responses=9,
       num_epochs=1,
       denominator="kept",  # pairs: "kept" (ties dropped) | "all_pairs"
@@ -284,7 +284,7 @@ def rm(size: str) -> dict:
       every_log_steps=5,
       every_save_steps=50,
       keep_checkpoints=2,
-      optimizer=adam(learning_rate=5e-4 if mini else 9e-6,
+      optimizer=adam(learning_rate=1e-3 if mini else 9e-6,
                      final_fraction=0.1, warmup_steps=0),
   )
 

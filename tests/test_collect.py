@@ -118,7 +118,7 @@ def test_a_file_cut_in_a_line_is_completed(base, tmp_path, monkeypatch):
     return answer(run, generate, params, group, settings)
 
   monkeypatch.setattr(collect, "answer", count)
-  pipeline.run_all(tiny_run.only(("collect",)), tmp_path)
+  tiny_run.run(tiny_run.only(("collect",)), tmp_path)
   assert path.read_bytes() == whole
   assert 0 < len(groups) < 5
   assert groups[-1] == list(range(32, 40))
@@ -126,7 +126,7 @@ def test_a_file_cut_in_a_line_is_completed(base, tmp_path, monkeypatch):
 
 def test_company_does_not_change_a_response(base, tmp_path):
   """The noise is that of prompt and token, whatever the batch."""
-  pipeline.run_all(
+  tiny_run.run(
       tiny_run.only(("collect",), collect__prompts_per_batch=16), tmp_path)
   pairs = [
       pair for ours, theirs in zip(

@@ -248,7 +248,7 @@ def begin(workdir, stage, **changes):
 def test_the_workdir_of_another_config(refuses, workdir):
   begin(workdir, "pretrain", model__num_layers=4, pretrain__num_steps=7)
   refuses(message=r"run/pretrain was begun with other settings:\n"
-          r"  model.num_layers: 4 -> 2\n  pretrain.num_steps: 7 -> 24\n"
+          r"  model.num_layers: 4 -> 2\n  pretrain.num_steps: 7 -> 16\n"
           r"Set them back, use another --workdir, or remove that folder")
 
 

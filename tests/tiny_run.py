@@ -53,7 +53,7 @@ def base() -> Base:
   keep_compiled(root / "compiled")
   config = tiny_config()
   with contextlib.redirect_stdout(io.StringIO()) as printed:
-    pipeline.run_all(config, root / "base")
+    run(config, root / "base")
   return Base(config, root / "base", printed.getvalue())
 
 
@@ -63,6 +63,15 @@ def keep_compiled(folder: pathlib.Path) -> None:
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
   jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
   compilation_cache.reset_cache()
+
+
+def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+  """`pipeline.run_all`, compiled in a hurry: it is mostly compiling."""
+  jax.config.update("jax_disable_most_optimizations", True)
+  try:
+    pipeline.run_all(config, workdir)
+  finally:
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def tiny_config(**overrides) -> ml_collections.ConfigDict:
@@ -79,8 +88,8 @@ def tiny_config(**overrides) -> ml_collections.ConfigDict:
   config.smallworld.update(
       num_documents=200, num_demonstrations=240, num_prompts=240)
   for stage in (config.pretrain, config.sft, config.rl_init):
-    stage.update(num_steps=24, num_epochs=0, every_log_steps=6,
-                 every_eval_steps=12, every_save_steps=12, max_eval_batches=1,
+    stage.update(num_steps=16, num_epochs=0, every_log_steps=4,
+                 every_eval_steps=8, every_save_steps=8, max_eval_batches=1,
                  eval_batch_size=16)
     stage.optimizer.learning_rate = 1e-2  # enough to learn to end
     for key in ("batch_size", "pretrain_batch_size"):
@@ -94,7 +103,8 @@ def tiny_config(**overrides) -> ml_collections.ConfigDict:
   config.ppo.update(num_iters=3, batch_size=16, ptx_batch_size=16,
                     every_save_steps=1)
   config.ppo.method.num_minibatches = 2
-  config.evaluate.update(num_prompts=32, batch_size=32,
+  config.evaluate.update(policies=("pretrain", "sft", "ppo"),
+                         num_prompts=32, batch_size=32,
                          pretrain_batch_size=16, max_pretrain_batches=1)
   for path, value in overrides.items():
     set_key(config, path.replace("__", "."), value)

@@ -17,6 +17,7 @@ from rlhf_jax import (
     checkpoint, losses, metrics, optimizer, scoring, sharding,
     streams, train_state, tree,
 )
+from rlhf_jax.evals import ranking
 from rlhf_jax.models import scalar
 from rlhf_jax.models.scalar import Scalar
 from rlhf_jax.run import Run, init_params
@@ -120,7 +121,7 @@ def train(run: Run, stage: str) -> dict[str, Any]:
       last = metrics.read(run.workdir, stage)[-1]
       figures = {name: last[name] for name in FIGURES}
     else:
-      figures = dict(normalisation(run, model, state.params, settings))
+      figures = dict(closing_figures(run, model, state.params, settings))
       run.writer.write(stage, num_steps, figures)
       state = state.replace(params=scalar.shift_and_scale(
           state.params, bias=figures["bias"], scale=1.0))
@@ -129,7 +130,7 @@ def train(run: Run, stage: str) -> dict[str, Any]:
           "params": model.config.num_params, **figures}
 
 
-def normalisation(run: Run, model, params, settings) -> Iterator:
+def closing_figures(run: Run, model, params, settings) -> Iterator:
   """Yields FIGURES: the bias (mean score of training demonstrations) and the
   standard deviations of their scores and of the compared responses'."""
   scorer = scoring.Scorer(run, model, settings.eval_batch_size)
@@ -144,5 +145,11 @@ def normalisation(run: Run, model, params, settings) -> Iterator:
       for response in r["response_tokens"]
   ]
   yield "score_sd", float(np.std(scorer(params, compared)))
+  rows = streams.comparison_rows(run, "validation", None)
+  flat = iter(scorer(params, [
+      (r["prompt_tokens"], response)
+      for r in rows for response in r["response_tokens"]]))
+  scores = [[float(next(flat)) for _ in r["ranks"]] for r in rows]
+  yield "validation_accuracy", ranking.accuracy(rows, scores)["mean"]
 
 

@@ -136,10 +136,10 @@ class MicrobatchTest(parameterized.TestCase):
 
   @parameterized.parameters(2, 4)
   def test_parts_do_not_change_the_update(self, num_microbatches):
-    state, batch, weights = _state(), _batch(), tuple(MIXED.items())
-    expected, whole = _gradients(state, batch, weights=weights)
+    state, batch = _state(), _batch()
+    expected, whole = _gradients(state, batch)
     found, values = _gradients(
-        state, batch, weights=weights, num_microbatches=num_microbatches)
+        state, batch, num_microbatches=num_microbatches)
     chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-6)
     chex.assert_trees_all_close(values, whole, rtol=1e-5)
 
@@ -186,15 +186,16 @@ class MeshTest(parameterized.TestCase):
   @parameterized.parameters(*tiny.MESHES)
   def test_devices_do_not_change_two_steps(self, name):
     step = lm.make_lm_step(
-        tiny.policy(), tiny.adam(), weights=MIXED, num_microbatches=1)
+        tiny.policy(), tiny.adam(), weights=ALONE, num_microbatches=1)
+    state = _state(tiny.adam())
+    expected_state, expected_values = _two_steps_without_mesh()
     mesh, mesh_in_use = tiny.use_mesh(name)
     with mesh_in_use:
-      state, shardings = tiny.shard(_state(tiny.adam()), mesh)
+      state, shardings = tiny.shard(state, mesh)
       batch = sharding.put_batch(_batch(), mesh, tiny.AXIS_RULES)
       step = tiny.jit(step, out_shardings=(shardings, None))
       for _ in range(2):
         state, values = step(state, batch, KEY)
-    expected_state, expected_values = _two_steps_without_mesh()
     chex.assert_trees_all_close(values, expected_values, rtol=1e-5)
     chex.assert_trees_all_close(state, expected_state, rtol=1e-4, atol=1e-5)
 
@@ -203,9 +204,10 @@ class MeshTest(parameterized.TestCase):
   def test_no_device_holds_the_whole_batch(self, name):
     step = lm.make_lm_step(
         tiny.policy(), optax.sgd(1.0), weights=ALONE, num_microbatches=1)
+    state = _state()
     mesh, mesh_in_use = tiny.use_mesh(name)
     with mesh_in_use:
-      state, shardings = tiny.shard(_state(), mesh)
+      state, shardings = tiny.shard(state, mesh)
       batch = sharding.put_batch(_batch(), mesh, tiny.AXIS_RULES)
       program = tiny.jit(step, out_shardings=(shardings, None)).lower(
           state, batch, KEY).compile().as_text()
@@ -219,7 +221,7 @@ class MeshTest(parameterized.TestCase):
 def _two_steps_without_mesh():
   state = _state(tiny.adam())
   step = tiny.jit(lm.make_lm_step(
-      tiny.policy(), tiny.adam(), weights=MIXED, num_microbatches=1))
+      tiny.policy(), tiny.adam(), weights=ALONE, num_microbatches=1))
   for _ in range(2):
     state, values = step(state, _batch(), KEY)
   return state, values

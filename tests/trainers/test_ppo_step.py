@@ -474,16 +474,16 @@ class MeshTest(parameterized.TestCase):
 
   @parameterized.parameters(*tiny.MESHES)
   def test_devices_do_not_change_an_iteration(self, name):
+    expected_state, expected_values = _without_mesh()
+    state, sampled = _state(MOMENTUM), jax.device_get(_first_rollout())
     mesh, mesh_in_use = tiny.use_mesh(name)
     put = lambda x: sharding.put_batch(x, mesh, tiny.AXIS_RULES)
     with mesh_in_use:
-      state, shardings = tiny.shard(_state(MOMENTUM), mesh)
+      state, shardings = tiny.shard(state, mesh)
       frozen, _ = tiny.shard(_frozen(), mesh)
       step = tiny.jit(_mesh_step(), out_shardings=(shardings, None))
       state, values = step(
-          state, frozen, put(jax.device_get(_first_rollout())),
-          put(_ptx_tokens()), KEY)
-    expected_state, expected_values = _without_mesh()
+          state, frozen, put(sampled), put(_ptx_tokens()), KEY)
     chex.assert_trees_all_close(
         values, expected_values, rtol=1e-4, atol=1e-5)
     chex.assert_trees_all_close(state, expected_state, rtol=1e-4, atol=1e-5)

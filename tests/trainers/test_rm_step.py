@@ -175,14 +175,15 @@ class MeshTest(parameterized.TestCase):
   def test_devices_do_not_change_two_steps(self, name):
     step = rm.make_rm_step(
         tiny.scalar(), tiny.adam(), denominator="kept", num_microbatches=1)
+    state = _state(tiny.adam())
+    expected_state, expected_values = _two_steps_without_mesh()
     mesh, mesh_in_use = tiny.use_mesh(name)
     with mesh_in_use:
-      state, shardings = tiny.shard(_state(tiny.adam()), mesh)
+      state, shardings = tiny.shard(state, mesh)
       batch = sharding.put_batch(_batch(), mesh, tiny.AXIS_RULES)
       step = tiny.jit(step, out_shardings=(shardings, None))
       for _ in range(2):
         state, values = step(state, batch)
-    expected_state, expected_values = _two_steps_without_mesh()
     chex.assert_trees_all_close(values, expected_values, rtol=1e-5)
     chex.assert_trees_all_close(state, expected_state, rtol=1e-4, atol=1e-5)
 
