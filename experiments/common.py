@@ -297,7 +297,7 @@ def ppo(size: str, *, ptx_coef: float) -> dict:
   batch_size = 128 if mini else 512
   # The paper prints sweeps, not the final peak: 8.05e-6 is the largest that
   # did not diverge without pretraining gradients.
-  rate = {MINI: 2e-4, "1.3b": 8.05e-6, "6b": 8.05e-6,
+  rate = {MINI: 3e-4, "1.3b": 8.05e-6, "6b": 8.05e-6,
           "175b": 3.74e-6}[PAPER_ROW.get(size, size)]
   critic_rate = {MINI: 5e-4, "1.3b": 9e-6, "6b": 9e-6,
                  "175b": 5e-6}[PAPER_ROW.get(size, size)]

@@ -94,22 +94,39 @@ def accumulate(
   if num_parts == 1:
     return function(batch, jnp.zeros((), jnp.int32))
   parts = split_rows(batch, num_parts)
-  first = function(jax.tree.map(lambda x: x[0], parts), jnp.int32(0))
-  rest = jax.tree.map(lambda x: x[1:], parts)
+  one_part = jax.tree.map(lambda x: x[0], parts)
+  shapes = jax.eval_shape(function, one_part, jnp.int32(0))
 
   def add(total, numbered):
     part, number = numbered
     return combine(total, function(part, number)), None
 
-  total, _ = jax.lax.scan(add, first, (rest, jnp.arange(1, num_parts)))
+  # From neutral elements, not from the first part's result: a part outside
+  # the loop could run beside the one inside, and two would need no less
+  # memory than the whole.
+  total, _ = jax.lax.scan(
+      add, neutral(shapes), (parts, jnp.arange(num_parts)))
   return total
+
+
+def neutral(shapes: Any) -> Any:
+  """What `combine` leaves any tree of these shapes as it is with."""
+
+  def one_leaf(path, x):
+    return jnp.full(x.shape, -jnp.inf if is_max(path) else 0, x.dtype)
+
+  return jax.tree_util.tree_map_with_path(one_leaf, shapes)
 
 
 def combine(left: Any, right: Any) -> Any:
   """Adds two trees; leaves below a "max" key take the larger."""
 
   def one_leaf(path, a, b):
-    is_max = any(getattr(p, "key", None) == "max" for p in path)
-    return jnp.maximum(a, b) if is_max else a + b
+    return jnp.maximum(a, b) if is_max(path) else a + b
 
   return jax.tree_util.tree_map_with_path(one_leaf, left, right)
+
+
+def is_max(path: tuple[Any, ...]) -> bool:
+  """Whether a leaf is combined by its maximum."""
+  return any(getattr(p, "key", None) == "max" for p in path)

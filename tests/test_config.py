@@ -71,8 +71,8 @@ _VIOLATIONS = (
     ("model.context_length", 1, "context_length = 1 must be >= 2"),
     ("model.vocab_size", 200, "vocab_size = 200 is too small .* 257"),
     ("decode.dtype", "int8", "decode.dtype = 'int8' must be one of"),
-    ("rm_model.context_length", 60,
-     "max_prompt_tokens = 32 .*= 32 make 64 .*rm_model.context_length = 60"),
+    ("rm_model.context_length", 50,
+     "max_prompt_tokens = 28 .*= 28 make 56 .*rm_model.context_length = 50"),
     # batches and streams
     ("sft.batch_size", 33, "sft.batch_size = 33 .* multiple of 8 .* use .* 32"),
     ("sft.num_microbatches", 8, r"8 batch shards x 8 microbatches"),
@@ -91,7 +91,7 @@ _VIOLATIONS = (
     ("ppo.method.num_ptx_microbatches", 8, "128 .*256 .*8 ptx microbatches"),
     ("ppo.ptx_batch_size", 0, "ptx_batch_size = 0, but method.ptx_coef = 1"),
     ("sft.batch_size", 0, "sft.batch_size = 0, .*pretrain_weight = 0.0"),
-    ("rl_init.pretrain_batch_size", 0, "pretrain_weight = 0.1 gives pretrain"),
+    ("rl_init.pretrain_batch_size", 0, "pretrain_weight = 0.2 gives pretrain"),
     ("sft.pretrain_weight", 1.5, r"pretrain_weight = 1.5 must be in \[0, 1\]"),
     ("sft.num_epochs", 0, "sft.num_steps = 0 and num_epochs = 0"),
     ("sft.eval_streams", ("ppo",), r"eval_streams = \('ppo',\)"),
@@ -191,7 +191,7 @@ class RulesTest(parameterized.TestCase):
 
   def test_the_number_proposed_is_valid(self):
     config = _config(collect__prompts_per_batch=31, ppo__batch_size=120,
-                     rl_init__pretrain_batch_size=16)
+                     rl_init__pretrain_batch_size=16, rm__batch_size=16)
     with self.assertRaises(ConfigError) as caught:
       config_lib.validate(config, 16)
     first, second = str(caught.exception).splitlines()
@@ -199,7 +199,7 @@ class RulesTest(parameterized.TestCase):
     self.assertIn("use e.g. 128", second)
     config_lib.validate(
         _config(collect__prompts_per_batch=32, ppo__batch_size=128,
-                rl_init__pretrain_batch_size=16), 16)
+                rl_init__pretrain_batch_size=16, rm__batch_size=16), 16)
 
   def test_streams_without_weight_need_no_batch(self):
     config_lib.validate(

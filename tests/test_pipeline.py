@@ -50,7 +50,7 @@ def numbers(tree, path=""):
       yield path + name, value
 
 
-# --------------------------------------------------------------- what it leaves
+# ------------------------------------------------------------ what it leaves
 
 
 def test_the_workdir_is_that_of_the_design(base):
@@ -176,7 +176,7 @@ def test_demonstrations_score_zero_on_average(base, run):
       figures["demonstration_score_sd"], rel=1e-4)
 
 
-# ------------------------------------------------------------ samples and labels
+# ------------------------------------------------------- samples and labels
 
 
 def test_samples_are_the_evaluations_own(base):
@@ -282,7 +282,7 @@ def test_cleaning_gave_an_account(base):
       base.printed)
 
 
-# ---------------------------------------------------------------- done and again
+# ------------------------------------------------------------ done and again
 
 
 def changeless(workdir):
@@ -319,7 +319,8 @@ def test_finished_stages_are_skipped(base, changes, capsys):
     (dict(ppo__method__kl_coef=0.5),
      r"ppo was begun .*\n  ppo.method.kl_coef: 0.05 -> 0.5\n"),
     (dict(seed=1), r"pretrain was begun .*\n  seed: 0 -> 1\n"),
-    (dict(labelers__noise_sd=1.0), r"collect was .*\n  labelers.noise_sd: 0.34 -> 1.0\n"),
+    (dict(labelers__noise_sd=1.0),
+     r"collect was .*\n  labelers.noise_sd: 0.34 -> 1.0\n"),
     (dict(smallworld__num_prompts=10, collect__num_prompts=3),
      r"smallworld.num_prompts: 240 -> 10"),
     (dict(data__prompt_suffix=""), r"data.prompt_suffix: '\\n' -> ''"),

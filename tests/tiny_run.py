@@ -131,6 +131,7 @@ def set_key(config: ml_collections.ConfigDict, path: str, value) -> None:
 def contents(folder: pathlib.Path) -> dict[str, tuple[bytes, int]]:
   """Path -> (bytes, time of the last change) of every file below."""
   return {
-      str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns)
+      str(path.relative_to(folder)):
+          (path.read_bytes(), path.stat().st_mtime_ns)
       for path in sorted(folder.rglob("*")) if path.is_file()
   }
