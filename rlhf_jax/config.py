@@ -94,8 +94,7 @@ KEYS = {
         "anything": "init_from eval_streams optimizer"},
     "lm.optimizer": _COSINE_ADAM,
     "collect": {
-        ">= 1": "num_prompts prompts_per_batch",
-        ">= 0": "num_validation_prompts",
+        ">= 1": "num_prompts num_validation_prompts prompts_per_batch",
         ">= 2": "min_responses max_responses",
         "> 0": "temperature",
         "anything": "policy"},

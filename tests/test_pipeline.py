@@ -50,6 +50,11 @@ def numbers(tree, path=""):
       yield path + name, value
 
 
+@pytest.mark.parametrize("device_count", [1, 2, 4, 8])
+def test_the_tiny_run_fits_its_devices(device_count):
+  config_lib.validate(tiny_run.tiny_config(), device_count)
+
+
 # ------------------------------------------------------------ what it leaves
 
 
@@ -317,10 +322,10 @@ def test_finished_stages_are_skipped(base, changes, capsys):
     (dict(pretrain__num_steps=25),
      r"pretrain was begun .*\n  pretrain.num_steps: 16 -> 25\nSet them back"),
     (dict(ppo__method__kl_coef=0.5),
-     r"ppo was begun .*\n  ppo.method.kl_coef: 0.05 -> 0.5\n"),
+     r"ppo was begun .*\n  ppo.method.kl_coef: 0\S+ -> 0.5\n"),
     (dict(seed=1), r"pretrain was begun .*\n  seed: 0 -> 1\n"),
     (dict(labelers__noise_sd=1.0),
-     r"collect was .*\n  labelers.noise_sd: 0.34 -> 1.0\n"),
+     r"collect was .*\n  labelers.noise_sd: 0\S+ -> 1.0\n"),
     (dict(smallworld__num_prompts=10, collect__num_prompts=3),
      r"smallworld.num_prompts: 240 -> 10"),
     (dict(data__prompt_suffix=""), r"data.prompt_suffix: '\\n' -> ''"),

@@ -71,25 +71,6 @@ class AccumulateTest(parameterized.TestCase):
     np.testing.assert_array_equal(
         numbers, [1] * num_parts + [0] * (4 - num_parts))
 
-  def test_parts_need_less_memory_than_the_whole(self):
-
-    def loss(weight, part):
-      hidden = jnp.sin(part @ weight)
-      for _ in range(4):
-        hidden = jnp.sin(hidden @ weight)
-      return hidden.sum()
-
-    def temporary_bytes(num_parts):
-      gradient = lambda weight, x: train_state.accumulate(
-          lambda part, _: jax.grad(loss)(weight, part), x, num_parts)
-      program = jax.jit(gradient).lower(
-          jnp.ones((16, 16)), jnp.ones((4096, 16))).compile()
-      return program.memory_analysis().temp_size_in_bytes
-
-    whole = temporary_bytes(1)
-    self.assertLess(temporary_bytes(2), 0.6 * whole)
-    self.assertLess(temporary_bytes(4), 0.35 * whole)
-
 
 class ApplyGradientsTest(parameterized.TestCase):
 

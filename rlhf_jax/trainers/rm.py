@@ -23,7 +23,8 @@ from rlhf_jax.models.scalar import Scalar
 from rlhf_jax.run import Run, init_params
 from rlhf_jax.train_state import TrainState
 
-FIGURES = ("bias", "demonstration_score_sd", "score_sd")
+FIGURES = (
+    "bias", "demonstration_score_sd", "score_sd", "validation_accuracy")
 
 
 def make_rm_step(
@@ -131,8 +132,9 @@ def train(run: Run, stage: str) -> dict[str, Any]:
 
 
 def closing_figures(run: Run, model, params, settings) -> Iterator:
-  """Yields FIGURES: the bias (mean score of training demonstrations) and the
-  standard deviations of their scores and of the compared responses'."""
+  """Yields FIGURES: the bias (mean score of training demonstrations), the
+  standard deviations of their scores and of the compared responses', and the
+  accuracy on validation comparisons."""
   scorer = scoring.Scorer(run, model, settings.eval_batch_size)
   demonstrations = run.source("demonstrations", "train")
   scores = scorer(params, [

@@ -144,6 +144,17 @@ class MicrobatchTest(parameterized.TestCase):
     chex.assert_trees_all_close(values, whole, rtol=1e-5)
 
 
+  def test_two_parts_need_half_the_memory(self):
+    batch = {"demonstrations": _demonstrations(batch=64, length=32)}
+
+    def temporary_bytes(num_microbatches):
+      program = _step(num_microbatches=num_microbatches).lower(
+          _state(), batch, KEY).compile()
+      return program.memory_analysis().temp_size_in_bytes
+
+    self.assertLess(temporary_bytes(2), 0.6 * temporary_bytes(1))
+
+
 class DropoutTest(parameterized.TestCase):
 
   def test_noise_follows_key_and_step(self):

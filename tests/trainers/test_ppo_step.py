@@ -152,9 +152,11 @@ class ToExperienceTest(parameterized.TestCase):
     settings = dict(
         missing_eos_penalty=0.0, gae_lambda=1.0, whiten_advantages=False
     ) | settings
-    return ppo.to_experience(
+    to_experience = functools.partial(
+        ppo.to_experience, settings=tiny.settings(**settings))
+    return tiny.jit(to_experience)(
         self.sampled, kl_coef=jnp.float32(kl_coef),
-        settings=tiny.settings(**settings), **self.arrays | dict(changes))
+        **self.arrays | dict(changes))
 
   def test_reward_is_the_score_less_the_kl_of_the_state(self):
     kl = np.where(
@@ -527,73 +529,6 @@ def _traced():
       jax.jit(generate).trace(
           _frozen().reference, KEY, *tiny.prompts(BATCH, PROMPT),
           np.arange(BATCH)))
-
-
-# --------------------------------------------------------------- learning
-
-
-class BanditTest(parameterized.TestCase):
-  """One prompt, one token: the optimum is pi_ref exp(score / beta) / Z."""
-
-  def test_converges_to_the_tilted_reference(self):
-    divergences = []
-    for kl_coef in (0.5, 2.0):
-      policy, reference, scores = _bandit(kl_coef)
-      optimum = reference * np.exp(scores / kl_coef)
-      optimum /= optimum.sum()
-      kl = lambda p, q: float(np.sum(p * (np.log(p) - np.log(q))))
-      divergences.append(kl(policy, reference))
-      self.assertLess(kl(policy, optimum), 0.02)
-      self.assertLess(kl(policy, optimum), 0.1 * kl(reference, optimum))
-    self.assertGreater(divergences[0], 2 * divergences[1])
-
-
-@functools.cache
-def _bandit_functions():
-  settings = tiny.settings(
-      missing_eos_penalty=0.0, whiten_advantages=False, num_minibatches=1,
-      value_clip_eps=1e3, ptx_coef=0.0)
-  tx = optax.adam(3e-3)
-  generate = rollout.make_generate(
-      POLICY, response_length=1, temperature=1.0, eos_id=-1)
-  step = ppo.make_ppo_step(POLICY, SCALAR, tx, tx, settings)
-
-  def iteration(state, frozen, prompts, key):
-    sampled = generate(state.params, key, *prompts)
-    return step(state, frozen, sampled, None, key)[0]
-
-  return tx, tiny.jit(iteration, donate_argnums=0)
-
-
-def _bandit(kl_coef, batch=256, num_iters=100):
-  """(trained policy, reference, scores), an entry each token."""
-  tx, iteration = _bandit_functions()
-  prompt = tiny.tokens(1)
-  every = np.concatenate(
-      [np.tile(prompt, (tiny.VOCAB_SIZE, 1)),
-       np.arange(tiny.VOCAB_SIZE)[:, None]], axis=1)
-  score = tiny.jit(scoring.make_scores(SCALAR))
-  raw = score(_frozen().reward_model, every, every >= 0)
-  reward_model = scalar.shift_and_scale(
-      _frozen().reward_model, bias=raw.mean(), scale=1 / raw.std())
-  frozen = _frozen().replace(reward_model=reward_model)
-
-  state = ppo.init_state(
-      frozen.reference, reward_model, tx=tx, critic_tx=tx, kl_coef=kl_coef)
-  prompts = (np.tile(prompt, (batch, 1)), np.ones((batch, 1), bool),
-             np.arange(batch))
-  for number in range(num_iters):
-    state = iteration(
-        state, frozen, prompts, jax.random.fold_in(KEY, number))
-
-  def probabilities(params):
-    logits = tiny.jit(POLICY.apply)(
-        {"params": params}, every[:1, :1], every[:1, :1] >= 0)
-    return np.asarray(
-        jax.nn.softmax(logits[0, -1, :tiny.VOCAB_SIZE]), np.float64)
-
-  return (probabilities(state.params), probabilities(frozen.reference),
-          np.asarray(score(reward_model, every, every >= 0), np.float64))
 
 
 if __name__ == "__main__":
