@@ -269,7 +269,10 @@ def collect(size: str) -> dict:
 
 
 def rm(size: str) -> dict:
-  """The reward model (C.2): one epoch, cosine to 10 %, 64 prompts a batch."""
+  """The reward model (C.2): one epoch, cosine to 10 %, 64 prompts a batch.
+
+  At mini one epoch is too short to learn which words a prompt asked for.
+  """
   mini = size == MINI
   return dict(
       # a 6B model needs an sft of its own size: config.inputs.rm_sft
@@ -277,14 +280,14 @@ def rm(size: str) -> dict:
       half=placeholder(int),  # 0 or 1: train on every second prompt only
       batch_size=8 if mini else 64,  # prompts
       max_responses=9,
-      num_epochs=1,
+      num_epochs=2 if mini else 1,
       denominator="kept",  # pairs: "kept" (ties dropped) | "all_pairs"
       num_microbatches=1 if mini else 8,
       eval_batch_size=128 if mini else 64,
       every_log_steps=5,
       every_save_steps=50,
       keep_checkpoints=2,
-      optimizer=adam(learning_rate=1e-3 if mini else 9e-6,
+      optimizer=adam(learning_rate=2e-3 if mini else 9e-6,
                      final_fraction=0.1, warmup_steps=0),
   )
 
@@ -297,9 +300,9 @@ def ppo(size: str, *, ptx_coef: float) -> dict:
   batch_size = 128 if mini else 512
   # The paper prints sweeps, not the final peak: 8.05e-6 is the largest that
   # did not diverge without pretraining gradients.
-  rate = {MINI: 3e-4, "1.3b": 8.05e-6, "6b": 8.05e-6,
+  rate = {MINI: 1e-4, "1.3b": 8.05e-6, "6b": 8.05e-6,
           "175b": 3.74e-6}[PAPER_ROW.get(size, size)]
-  critic_rate = {MINI: 5e-4, "1.3b": 9e-6, "6b": 9e-6,
+  critic_rate = {MINI: 3e-4, "1.3b": 9e-6, "6b": 9e-6,
                  "175b": 5e-6}[PAPER_ROW.get(size, size)]
   warmup = dict(warmup_iters=10, start_fraction=0.1)
   return dict(
@@ -312,7 +315,7 @@ def ppo(size: str, *, ptx_coef: float) -> dict:
       reward_unit="sd" if mini else "raw",  # one SD of the scores, or as is
       method=dict(
           temperature=1.0,
-          kl_coef=0.05 if mini else 0.02,
+          kl_coef=0.1 if mini else 0.02,
           ptx_coef=ptx_coef,
           discount=1.0,
           gae_lambda=0.95,
