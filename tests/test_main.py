@@ -107,8 +107,8 @@ def test_the_listener_hears_compiles():
     (["--config.ppo.batch_size=24"],
      r"config.ppo.batch_size = 24 .*8 batch shards x 2 minibatches"),
     (["--config.mesh.fsdp=3"], r"needs 3 devices, but 8 are present"),
-    (["--config.data.max_response_tokens=33"],
-     r"max_prompt_tokens = 32 and max_response_tokens = 33 make 65 tokens, "
+    (["--config.data.max_response_tokens=37"],
+     r"max_prompt_tokens = 28 and max_response_tokens = 37 make 65 tokens, "
      r"more than config.model.context_length = 64; lower them or raise it"),
     (["--config.data.demonstrations=jsonl:nowhere.jsonl"],
      r"config.data.demonstrations: nothing at 'nowhere.jsonl'"),

@@ -91,7 +91,7 @@ def test_a_bad_line_does_not_end_the_session(ask):
 
 def test_a_long_prompt(refused):
   assert refused(prompt="long " * 60).endswith(
-      "tokens, this run's limit is config.data.max_prompt_tokens=32")
+      "tokens, this run's limit is config.data.max_prompt_tokens=28")
 
 
 def test_an_empty_prompt(refused):
