@@ -1,6 +1,6 @@
 """Language modelling from scratch (GPT-3 appendix B).
 
-  python -m rlhf_jax.main --config=experiments/pretrain.py --workdir=runs/pretrain
+  python -m rlhf_jax.main --config=experiments/pretrain.py
 """
 
 from experiments import common
