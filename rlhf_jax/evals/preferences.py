@@ -35,7 +35,7 @@ def scores_judge(
 
   def judge(number, prompt, pair):
     del prompt, pair
-    a, b = scores[number], baseline_scores[number]
+    a, b = float(scores[number]), float(baseline_scores[number])
     return (1 + (a < b), 1 + (b < a))
 
   return judge

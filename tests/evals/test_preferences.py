@@ -3,6 +3,8 @@
 import pytest
 
 from rlhf_jax import labelers
+import numpy as np
+
 from rlhf_jax.evals import preferences
 
 
@@ -76,3 +78,11 @@ def test_one_labeler_judges_a_prompt_wherever_the_policy_stands():
   assert there["mean"] == back["mean"] == 0.5
   assert judge(0, "p0", ["yes", "no"]) == (1, 2)
   assert judge(1, "p1", ["yes", "no"]) == (2, 1)
+
+
+def test_scores_of_a_model_are_numpy_numbers():
+  judge = preferences.scores_judge(
+      np.array([1.0, 0.0, 2.0], np.float32),
+      np.array([0.0, 1.0, 2.0], np.float32))
+  found = preferences.win_rate("abc", "abc", "abc", judge)
+  assert found["mean"] == 0.5
