@@ -1,10 +1,9 @@
 """Win rates, by hand."""
 
+import numpy as np
 import pytest
 
 from rlhf_jax import labelers
-import numpy as np
-
 from rlhf_jax.evals import preferences
 
 
