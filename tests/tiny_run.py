@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import io
 import json
-import os
 import pathlib
 import tempfile
 
@@ -21,10 +20,6 @@ import ml_collections
 
 from experiments import ppo_ptx
 from rlhf_jax import pipeline
-
-# Threads of JAX's CPU client, read when it starts. By default there is one a
-# device, and collectives that wait for each other can block them all.
-os.environ.setdefault("NPROC", "64")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +80,7 @@ def tiny_config(**overrides) -> ml_collections.ConfigDict:
   for model in (config.model, config.rm_model):
     model.update(num_layers=2, d_model=32, num_heads=2, context_length=64,
                  vocab_size=511, vocab_multiple=64, scan_unroll=1)
+  config.data.update(max_prompt_tokens=28, max_response_tokens=36)
   config.smallworld.update(
       num_documents=200, num_demonstrations=240, num_prompts=240)
   for stage in (config.pretrain, config.sft, config.rl_init):
@@ -98,8 +94,8 @@ def tiny_config(**overrides) -> ml_collections.ConfigDict:
   config.collect.update(
       num_prompts=32, num_validation_prompts=8, prompts_per_batch=8,
       min_responses=4, max_responses=5)
-  config.rm.update(batch_size=8, max_responses=5, eval_batch_size=64,
-                   every_log_steps=1, every_save_steps=2)
+  config.rm.update(num_epochs=2, batch_size=8, max_responses=5,
+                   eval_batch_size=64, every_log_steps=1, every_save_steps=2)
   config.ppo.update(num_iters=3, batch_size=16, ptx_batch_size=16,
                     every_save_steps=1)
   config.ppo.method.num_minibatches = 2
