@@ -75,14 +75,15 @@ KEYS = {
         ">= 0": "dedup_prefix_tokens",
         "in [0, 1)": "validation_fraction test_fraction",
         "anything": "root pretrain demonstrations prompts comparisons "
-                    "tokenizer prompt_suffix response_prefix"},
+                    "tokenizer prompt_suffix response_prefix "
+                    "pack_demonstrations"},
     "smallworld": {
         ">= 1": "num_people num_documents num_demonstrations num_prompts",
         "anything": "seed"},
     "labelers": {
         ">= 1": "num_heldout",
         ">= 2": "num_train",
-        ">= 0": "bias_sd noise_sd tie_margin",
+        ">= 0": "bias_sd noise_sd heldout_noise_sd tie_margin",
         "anything": "seed"},
     "lm": {
         ">= 0": "batch_size pretrain_batch_size num_steps num_epochs "

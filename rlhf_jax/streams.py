@@ -14,28 +14,26 @@ BatchAt = Callable[[int], dict[str, np.ndarray]]
 
 def pretrain(
     run: Run, split: str, batch_size: int, seed: int | None
-) -> BatchAt:
+) -> batches.Batches:
   """Packed windows; every token but the first is trained on."""
-  at = run.batches(
+  return run.batches(
       batches.lm_examples(run.source("pretrain", split), seed), batch_size)
-
-  def with_masks(number):
-    rows = at(number)
-    mask = np.ones(rows["tokens"].shape, bool)
-    return {**rows, "mask": mask, "loss_mask": mask}
-
-  return with_masks
 
 
 def demonstrations(
     run: Run, split: str, batch_size: int, seed: int | None
-) -> BatchAt:
-  """Prompts with responses; the response's tokens are trained on."""
-  return run.batches(
-      batches.demonstration_examples(
-          run.source("demonstrations", split), seed, length=run.pair_length,
-          pad_id=run.config.model.vocab_size),
-      batch_size)
+) -> batches.Batches:
+  """Prompts with responses; the responses' tokens are trained on."""
+  return run.batches(demonstration_rows(run, split, seed), batch_size)
+
+
+def demonstration_rows(run: Run, split: str, seed: int | None):
+  """Rows of one demonstration, or full ones if they are to be packed."""
+  packed = run.config.data.pack_demonstrations
+  return batches.demonstration_examples(
+      run.source("demonstrations", split), seed, packed=packed,
+      length=run.config.model.context_length if packed else run.pair_length,
+      pad_id=run.config.model.vocab_size)
 
 
 def comparisons(

@@ -14,42 +14,92 @@ import numpy as np
 
 from rlhf_jax.data.records import DataError
 
+_OPEN_GROUPS = 64  # that `pack` may still add to
+
 
 def lm_examples(source: Sequence, seed: int | None) -> grain.MapDataset:
-  """Pretraining windows: `tokens` int32 [L], L as prepared."""
-  return _examples(source, seed, lambda row: {"tokens": row["tokens"]})
+  """Pretraining windows, all of whose tokens are real and trained on.
+
+  Returns:
+    Examples {`tokens` int32 [L], `mask` and `loss_mask` bool [L]}, L as
+    prepared.
+  """
+
+  def to_example(row):
+    real = np.ones(len(row["tokens"]), bool)
+    return {"tokens": row["tokens"], "mask": real, "loss_mask": real}
+
+  return _examples(source, seed, to_example)
 
 
 def demonstration_examples(
-    source: Sequence, seed: int | None, *, length: int, pad_id: int
+    source: Sequence, seed: int | None, *, length: int, pad_id: int,
+    packed: bool = False,
 ) -> grain.MapDataset:
-  """Prompt and response in a line, padded on the right.
+  """Prompts with responses, one or (packed) several in a line.
+
+  Which texts share a row is a function of their lengths and order alone, so
+  that a row's number names the same texts in every epoch and process.
 
   Args:
     source: prepared demonstrations.
     seed: for the order, or None.
-    length: L; no row may be longer.
-    pad_id: fills what is not real.
+    length: L; no demonstration may be longer.
+    pad_id: fills what is not real, on the right.
+    packed: fill rows with further demonstrations as long as they fit.
 
   Returns:
-    Examples {`tokens` int32 [L], `mask` bool [L], real tokens; `loss_mask`
-    bool [L], the response's tokens with its end}. The masks speak of the
-    token at their own position, not of the one predicted there.
+    Examples {`tokens` int32 [L]; `mask` int32 [L], n at the tokens of the
+    row's n-th demonstration, 0 at padding; `loss_mask` bool [L], the
+    responses' tokens with their ends}. The masks speak of the token at their
+    own position, not of the one predicted there.
   """
+  num_tokens = [len(row["prompt_tokens"]) + len(row["response_tokens"])
+                for row in source]
+  if num_tokens and max(num_tokens) > length:
+    _refuse_length(
+        source, max(num_tokens), "tokens of prompt and response", length)
+  groups = (pack(num_tokens, length) if packed
+            else [[index] for index in range(len(num_tokens))])
 
-  def to_example(row):
-    prompt, response = row["prompt_tokens"], row["response_tokens"]
-    tokens, mask = _joined(prompt, response, length, pad_id)
-    loss_mask = mask & (np.arange(length) >= len(prompt))
+  def to_example(indices):
+    tokens = np.full(length, pad_id, np.int32)
+    mask = np.zeros(length, np.int32)
+    loss_mask = np.zeros(length, bool)
+    start = 0
+    for number, index in enumerate(indices, start=1):
+      row = source[index]
+      response = start + len(row["prompt_tokens"])
+      end = response + len(row["response_tokens"])
+      tokens[start:response] = row["prompt_tokens"]
+      tokens[response:end] = row["response_tokens"]
+      mask[start:end] = number
+      loss_mask[response:end] = True
+      start = end
     return {"tokens": tokens, "mask": mask, "loss_mask": loss_mask}
 
-  _check_longest(
-      source,
-      lambda row: len(row["prompt_tokens"]) + len(row["response_tokens"]),
-      length,
-      "tokens of prompt and response",
-  )
-  return _examples(source, seed, to_example)
+  if not groups:
+    _refuse_empty(source)
+  return _examples(groups, seed, to_example)
+
+
+def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+  """Groups of indices whose lengths fit into `capacity`, by first fit.
+
+  Only the newest groups are looked at, so that the work stays linear.
+  """
+  groups, space = [], []
+  for index, length in enumerate(lengths):
+    for group in range(max(0, len(groups) - _OPEN_GROUPS), len(groups)):
+      if length <= space[group]:
+        break
+    else:
+      group = len(groups)
+      groups.append([])
+      space.append(capacity)
+    groups[group].append(index)
+    space[group] -= length
+  return groups
 
 
 def comparison_examples(
@@ -207,9 +257,7 @@ def _examples(
     source: Sequence, seed: int | None, to_example: Callable[[Any], Any]
 ) -> grain.MapDataset:
   if not len(source):
-    raise DataError(
-        f"no rows in {_name(source)}; prepare a larger share for this split"
-    )
+    _refuse_empty(source)
   rows = grain.MapDataset.source(source)
   if seed is not None:
     rows = rows.seed(seed).shuffle().repeat()
@@ -228,10 +276,20 @@ def _joined(prompt, response, length: int, pad_id: int):
 def _check_longest(source, measure, limit: int, what: str) -> None:
   longest = max((measure(row) for row in source), default=0)
   if longest > limit:
-    raise DataError(
-        f"a row of {_name(source)} has {longest} {what}, more than the {limit}"
-        " that fit; raise that size or lower the limit at preparation"
-    )
+    _refuse_length(source, longest, what, limit)
+
+
+def _refuse_length(source, longest: int, what: str, limit: int):
+  raise DataError(
+      f"a row of {_name(source)} has {longest} {what}, more than the {limit}"
+      " that fit; raise that size or lower the limit at preparation"
+  )
+
+
+def _refuse_empty(source):
+  raise DataError(
+      f"no rows in {_name(source)}; prepare a larger share for this split"
+  )
 
 
 def _name(source) -> str:

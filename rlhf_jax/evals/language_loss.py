@@ -36,10 +36,8 @@ def make_evaluate(run: Run, settings) -> Callable[[Any], Iterator]:
   def evaluate(params):
     for name in settings.eval_streams:
       at = STREAMS[name](run, "validation", settings.eval_batch_size, None)
-      rows = len(run.source(name, "validation"))
-      num_batches = -(-rows // settings.eval_batch_size)
       total = count = 0.0
-      for number in range(min(num_batches, settings.max_eval_batches)):
+      for number in range(min(at.num_batches, settings.max_eval_batches)):
         part, tokens = eval_step(params, run.put(at(number)))
         total, count = total + float(part), count + float(tokens)
       yield f"validation/{name}/loss", total / count

@@ -192,7 +192,7 @@ class Transformer(nn.Module):
         c.padded_vocab_size, c.d_model,
         embedding_init=normal_init(c.init_stddev))
     self.position_embedding = nn.Embed(
-        c.context_length, c.d_model, embedding_init=normal_init(0.01))
+        c.context_length, c.d_model, embedding_init=normal_init(c.init_stddev / 2))
     block = Block
     if c.remat != "none":
       block = nn.remat(
@@ -208,12 +208,19 @@ class Transformer(nn.Module):
     self.dropout = nn.Dropout(c.dropout_rate)
 
   def __call__(self, tokens, mask, *, deterministic=True):
-    """tokens [B, L], mask [B, L] (1 = real) -> hidden [B, L, D]."""
+    """Final hidden states [B, L, D], in the compute dtype.
+
+    Args:
+      tokens: [B, L].
+      mask: [B, L]; 0 is padding, a number n the n-th text packed into the row
+        (1 or True where a row holds one). Texts do not see each other.
+      deterministic: no dropout.
+    """
     positions = positions_of(mask)
     x = self.embed(tokens, positions, deterministic=deterministic)
     masks = attention_masks(
         self.config, query_positions=positions, key_positions=positions,
-        key_mask=mask, causal=causal_mask(tokens.shape[1]))
+        key_mask=mask, causal=causal_mask(tokens.shape[1]) & same_text(mask))
     x, _ = self.blocks(
         x, jnp.arange(self.config.num_layers), masks, None, None,
         deterministic)
@@ -237,10 +244,25 @@ def lookup(table: nn.Embed, ids, rows: str | None):
 
 
 def positions_of(mask):
-  """Position ids [B, L]: the number of real tokens before, so that padding on
-  the left does not move a row (cumsum(m) - m, clipped at 0)."""
-  mask = mask.astype(jnp.int32)
-  return jnp.maximum(jnp.cumsum(mask, axis=-1) - mask, 0)
+  """Position ids [B, L]: the number of the text's real tokens before, so that
+  neither padding on the left nor texts packed before it move a text.
+
+  mask [B, L]: 0 is padding, n the n-th text of the row, rising along it.
+  """
+  texts = mask.astype(jnp.int32)
+  real = (texts > 0).astype(jnp.int32)
+  before = jnp.cumsum(real, axis=-1) - real
+  latest = jax.lax.cummax(texts, axis=1)  # padding belongs to what it follows
+  starts = jnp.diff(latest, axis=-1, prepend=0) > 0
+  start = jax.lax.cummax(jnp.where(starts, before, 0), axis=1)
+  return before - start
+
+
+def same_text(mask):
+  """[B, L, L]: whether two places of a row may be of one packed text."""
+  if mask.dtype == jnp.bool_:
+    return True
+  return mask[:, :, None] == mask[:, None, :]
 
 
 def causal_mask(length: int):

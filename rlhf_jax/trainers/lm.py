@@ -105,20 +105,13 @@ def train(run: Run, stage: str) -> dict[str, Any]:
   model = run.policy(settings.dropout_rate)
   evaluate = language_loss.make_evaluate(run, settings)
 
-  def init(key):
-    return train_state.create(init_params(model, key), tx)
-
-  key = run.key(stage)
-  key_init, key_step = jax.random.split(key)
+  key_init, key_step = jax.random.split(run.key(stage))
   with (
       sharding.use(run.mesh, run.axis_rules),
       checkpoint.Checkpoints(run.workdir / stage / "checkpoints",
                              keep=settings.keep_checkpoints) as saved,
   ):
-    state, shardings = run.init(init, key_init)
-    if settings.init_from:
-      state = state.replace(
-          params=run.load(settings.init_from, "params", model))
+    state, shardings = initial_state(run, settings, model, tx, key_init)
     if saved.latest_step:
       state = train_state.restore(saved, state, shardings)
     step_fn = jax.jit(
@@ -147,6 +140,15 @@ def train(run: Run, stage: str) -> dict[str, Any]:
   return {"steps": num_steps, "params": model.config.num_params, **figures}
 
 
+def initial_state(run: Run, settings, model: Policy, tx, key: jax.Array):
+  """(state, shardings): another stage's parameters, or fresh ones."""
+  if settings.init_from:
+    return run.init(lambda params: train_state.create(params, tx),
+                    run.load(settings.init_from, "params", model))
+  return run.init(
+      lambda key: train_state.create(init_params(model, key), tx), key)
+
+
 def main_stream(weights: dict[str, float]) -> str:
   return max(weights, key=weights.get)
 
@@ -173,5 +175,5 @@ def count_steps(run: Run, settings) -> int:
   """Optimizer steps: given, or from epochs over the demonstrations."""
   if settings.num_steps:
     return settings.num_steps
-  rows = len(run.source("demonstrations", "train"))
+  rows = len(streams.demonstration_rows(run, "train", None))
   return max(settings.num_epochs * rows // settings.batch_size, 1)

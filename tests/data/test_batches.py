@@ -56,7 +56,31 @@ def test_demonstrations_are_padded_right_and_end_in_eos():
       batch["loss_mask"], [[0, 0, 0, 1, 1, 0], [0, 1, 1, 1, 1, 0]]
   )
   assert batch["tokens"].dtype == np.int32
-  assert batch["mask"].dtype == batch["loss_mask"].dtype == bool
+  assert batch["mask"].dtype == np.int32
+  assert batch["loss_mask"].dtype == bool
+
+
+def test_packed_demonstrations_share_a_row():
+  examples = batches.demonstration_examples(
+      DEMONSTRATIONS + DEMONSTRATIONS[:1], None, length=12, pad_id=PAD,
+      packed=True)
+  batch = batches.Batches(examples, 2)(0)
+  np.testing.assert_array_equal(batch["tokens"], [
+      [1, 2, 3, 4, EOS, 5, 6, 7, 8, EOS, PAD, PAD],
+      [1, 2, 3, 4, EOS] + [PAD] * 7])
+  np.testing.assert_array_equal(batch["mask"], [
+      [1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 0, 0], [1] * 5 + [0] * 7])
+  np.testing.assert_array_equal(batch["loss_mask"], [
+      [0, 0, 0, 1, 1, 0, 1, 1, 1, 1, 0, 0], [0, 0, 0, 1, 1] + [0] * 7])
+
+
+def test_packing_keeps_every_text_once_and_fills_the_rows():
+  lengths = np.random.default_rng(0).integers(5, 56, 1000).tolist()
+  groups = batches.pack(lengths, 128)
+  assert sorted(sum(groups, [])) == list(range(1000))
+  filled = [sum(lengths[i] for i in group) for group in groups]
+  assert max(filled) <= 128
+  assert np.mean(filled) > 0.9 * 128
 
 
 def test_comparisons_fill_slots_and_keep_ties():

@@ -105,6 +105,21 @@ class ForwardTest(parameterized.TestCase):
           padded[p, p:p + 7], expected, atol=tolerance * max(scale, 1))
 
   @parameterized.parameters(*PATTERNS)
+  def test_texts_of_one_row_do_not_see_each_other(self, pattern):
+    model = tiny.policy(attention_pattern=pattern)
+    params, texts = tiny.params(model), (tiny.tokens(7), tiny.tokens(4, seed=1))
+    tokens, mask = tiny.tokens(1, 12, seed=2), np.zeros((1, 12), np.int32)
+    for start, number, text in ((0, 1, texts[0]), (7, 2, texts[1])):
+      stop = start + len(text)
+      tokens[0, start:stop], mask[0, start:stop] = text, number
+    packed = _logits(model, params, tokens, mask)[0]
+    for start, text in ((0, texts[0]), (7, texts[1])):
+      alone = _logits(
+          model, params, text[None], np.ones((1, len(text)), bool))[0]
+      np.testing.assert_allclose(
+          packed[start:start + len(text)], alone, atol=1e-5)
+
+  @parameterized.parameters(*PATTERNS)
   def test_content_of_padding_is_irrelevant(self, pattern):
     model = tiny.policy(attention_pattern=pattern)
     params = tiny.params(model)
@@ -175,6 +190,12 @@ class MaskTest(parameterized.TestCase):
     np.testing.assert_array_equal(
         transformer.positions_of(mask),
         [[0, 0, 0, 1, 2], [0, 1, 2, 3, 3], [0, 0, 1, 1, 2]])
+
+  def test_positions_start_anew_with_each_packed_text(self):
+    mask = np.array([[1, 1, 1, 2, 2, 0], [1, 2, 2, 3, 0, 0]])
+    np.testing.assert_array_equal(
+        transformer.positions_of(mask)[:, :5],
+        [[0, 1, 2, 0, 1], [0, 0, 1, 0, 1]])
 
   @parameterized.parameters(1, 2, 3, 8)
   def test_banded_mask_equals_brute_force(self, band):
