@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -51,12 +52,16 @@ class Response:
   ended: bool
 
 
+@functools.lru_cache(maxsize=8)
+def _gather(mesh):
+  """Copies arrays whole to every device; one compilation a mesh."""
+  return jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))
+
+
 def to_responses(run: Run, sampled: Rollout) -> list[Response]:
   """The responses of a rollout as text, on every process."""
-  whole = jax.jit(
-      lambda x: x, out_shardings=sharding.replicated(run.mesh))
-  tokens, mask = jax.device_get(
-      whole((sampled.response_tokens, sampled.response_mask)))
+  tokens, mask = jax.device_get(_gather(run.mesh)(
+      (sampled.response_tokens, sampled.response_mask)))
   responses = []
   for row, real in zip(tokens, mask):
     row = row[real]

@@ -4,7 +4,7 @@ Prompts are of the test split (no user, slot or fact shared with training),
 labelers are held-out ones, or a reward model that was not optimised against.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 import json
 from typing import Any
@@ -40,17 +40,44 @@ class Outcome:
     return [response.text for response in self.responses]
 
 
+@dataclasses.dataclass(frozen=True)
+class Instruments:
+  """What measures every policy alike, compiled once for all of them."""
+
+  generate: Callable[..., rollout.Rollout]
+  kl: Callable[..., Any]
+  scorer: scoring.Scorer
+  pretrain_loss: Callable[[Any], Iterator]
+
+
+def make_instruments(run: Run, settings) -> Instruments:
+  policy = run.policy()
+  return Instruments(
+      generate=sampler.make_generate(
+          run, policy, temperature=settings.temperature),
+      kl=jax.jit(
+          divergence.make_kl(policy, settings.temperature or 1.0),
+          out_shardings=sharding.replicated(run.mesh)),
+      scorer=scoring.Scorer(run, run.scalar(), settings.batch_size),
+      pretrain_loss=language_loss.make_evaluate(
+          run, ml_collections.ConfigDict(dict(
+              eval_streams=("pretrain",),
+              eval_batch_size=settings.pretrain_batch_size,
+              max_eval_batches=settings.max_pretrain_batches))))
+
+
 def run_stage(run: Run, stage: str) -> dict[str, Any]:
   """Writes samples.jsonl; returns the figures for done.json."""
   settings = run.config[stage]
   rows = held_out_prompts(run, settings.num_prompts)
   prompts = [row["prompt"] for row in rows]
   with sharding.use(run.mesh, run.axis_rules):
+    instruments = make_instruments(run, settings)
     outcomes = {
-        name: evaluate_policy(run, name, rows, settings)
+        name: evaluate_policy(run, instruments, name, rows, settings)
         for name in metrics.track(stage, list(settings.policies), "policy")
     }
-    rm_figures = reward_model_figures(run, settings)
+    rm_figures = reward_model_figures(run, instruments, settings)
   figures = {
       "eval": summarise(run, settings, prompts, outcomes),
       "rm": rm_figures,
@@ -77,77 +104,62 @@ def policy_params(run: Run, name: str):
 
 
 def evaluate_policy(
-    run: Run, name: str, rows: Sequence[Mapping[str, Any]], settings
+    run: Run, instruments: Instruments, name: str,
+    rows: Sequence[Mapping[str, Any]], settings
 ) -> Outcome:
   params = policy_params(run, name)
   reference = policy_params(run, settings.reference)
   responses, kl, kl_sampled = sample(
-      run, name, params, reference, rows, settings)
+      run, instruments, name, params, reference, rows, settings.batch_size)
   pairs = [
       (row["prompt_tokens"], response.tokens)
       for row, response in zip(rows, responses)
   ]
+  score = lambda rm: instruments.scorer(
+      run.load(rm, "params", run.scalar()), pairs)
   judge_scores = None
   if settings.judge != "labelers":
-    judge_scores = score(run, settings.judge, pairs, settings)
+    judge_scores = score(settings.judge)
   gold = None
   if run.world is not None:
     gold = np.array([
         run.world.judge(row["prompt"], response.text).score
         for row, response in zip(rows, responses)])
+  losses = dict(instruments.pretrain_loss(params))
   return Outcome(
-      responses, kl, kl_sampled,
-      score(run, settings.reward_model, pairs, settings),
-      judge_scores, gold, pretrain_loss(run, params, settings))
+      responses, kl, kl_sampled, score(settings.reward_model),
+      judge_scores, gold, losses["validation/pretrain/loss"])
 
 
-def sample(run: Run, name, params, reference, rows, settings):
+def sample(run: Run, instruments: Instruments, name, params, reference, rows,
+           size: int):
   """(responses, exact KL [N], sampled KL [N]) of one response a prompt."""
-  policy = run.policy()
-  generate = sampler.make_generate(
-      run, policy, temperature=settings.temperature)
-  kl_of = jax.jit(
-      divergence.make_kl(policy, settings.temperature or 1.0),
-      out_shardings=sharding.replicated(run.mesh))
   responses, exact, sampled_kl = [], [], []
-  size = settings.batch_size
   for start in range(0, len(rows), size):
     part = rows[start:start + size]
     batch = run.put(sampler.prompt_rows(
         run, [row["prompt_tokens"] for row in part],
         range(start, start + len(part)), size))
-    sampled: rollout.Rollout = generate(
-        params, run.key(f"evaluate/{name}"), batch)
+    key = run.key(f"evaluate/{name}")
+    sampled = instruments.generate(params, key, batch)
     responses += sampler.to_responses(run, sampled)[:len(part)]
-    both = jax.device_get(kl_of(params, reference, sampled))
+    both = jax.device_get(instruments.kl(params, reference, sampled))
     exact.append(both[0][:len(part)])
     sampled_kl.append(both[1][:len(part)])
   return responses, np.concatenate(exact), np.concatenate(sampled_kl)
 
 
-def score(run: Run, stage: str, pairs, settings) -> np.ndarray:
-  """Scores by the reward model of `stage`."""
-  model = run.scalar()
-  scorer = scoring.Scorer(run, model, settings.batch_size)
-  return scorer(run.load(stage, "params", model), pairs)
-
-
-def pretrain_loss(run: Run, params, settings) -> float:
-  evaluate = language_loss.make_evaluate(run, ml_collections.ConfigDict(dict(
-      eval_streams=("pretrain",),
-      eval_batch_size=settings.pretrain_batch_size,
-      max_eval_batches=settings.max_pretrain_batches)))
-  return dict(evaluate(params))["validation/pretrain/loss"]
-
-
-def reward_model_figures(run: Run, settings) -> dict[str, Any]:
+def reward_model_figures(
+    run: Run, instruments: Instruments, settings
+) -> dict[str, Any]:
   """Accuracy on validation prompts: by labeler group where the labelers are
   known, by source otherwise; beside it the rule "the longer reply wins"."""
   rows = streams.comparison_rows(run, "validation", None)
   pairs = [
       (row["prompt_tokens"], tokens)
       for row in rows for tokens in row["response_tokens"]]
-  flat = iter(score(run, settings.reward_model, pairs, settings))
+  params = run.load(settings.reward_model, "params", run.scalar())
+  flat = iter(instruments.scorer(params, pairs))
   scores = [[float(next(flat)) for _ in row["ranks"]] for row in rows]
   groups = [comparison_group(run, row) for row in rows]
   lengths = [ranking.length_scores(row) for row in rows]
