@@ -53,7 +53,8 @@ def run_stage(run: Run, stage: str) -> dict[str, Any]:
         run, policy, temperature=settings.temperature)
     with metrics.Progress(stage, done, len(groups), "batch") as progress:
       for group in groups[done:]:
-        answers = answer(run, generate, params, group, settings)
+        answers = answer(
+            run, generate, params, run.key(stage), group, settings)
         lines = [
             json.dumps(comparison(run, task, texts, labeler, settings.policy))
             for task, texts in zip(group, answers)
@@ -131,14 +132,14 @@ def keep_whole_groups(path: epath.Path, groups: list[list[Task]]) -> int:
   return done
 
 
-def answer(run: Run, generate, params, group: list[Task], settings):
+def answer(run: Run, generate, params, key, group: list[Task], settings):
   """K response texts for every task of a group, in one batch."""
   slots = [(task, k) for task in group for k in range(task.num_responses)]
   batch = sampler.prompt_rows(
       run, [task.row["prompt_tokens"] for task, _ in slots],
       [task.number * _ROWS_PER_PROMPT + k for task, k in slots],
       settings.prompts_per_batch * settings.max_responses)
-  sampled = generate(params, run.key("collect"), run.put(batch))
+  sampled = generate(params, key, run.put(batch))
   responses = sampler.to_responses(run, sampled)
   texts = {task.number: [] for task in group}
   for (task, _), response in zip(slots, responses):

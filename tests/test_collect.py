@@ -113,9 +113,9 @@ def test_a_file_cut_in_a_line_is_completed(base, tmp_path, monkeypatch):
   path.write_bytes(whole[:len(whole) * 2 // 3])
   answer, groups = collect.answer, []
 
-  def count(run, generate, params, group, settings):
+  def count(run, generate, params, key, group, settings):
     groups.append([task.number for task in group])
-    return answer(run, generate, params, group, settings)
+    return answer(run, generate, params, key, group, settings)
 
   monkeypatch.setattr(collect, "answer", count)
   tiny_run.run(tiny_run.only(("collect",)), tmp_path)
