@@ -3,12 +3,12 @@
 The rules, in order; each row is dropped by the first that applies:
 
   empty            nothing is left of a text after tokenisation
+  personal_data    train split only: see `personal_data`
   long_prompt      the prompt has more than `max_prompt_tokens`
   long_response    the response has more than `max_response_tokens`, its end
                    token counted; a comparison loses only the long responses,
                    and goes when fewer than two remain
   all_tied         every rank of a comparison is the same: nothing to learn
-  personal_data    train split only: see `personal_data`
   duplicate_row    every field equals another row's; a comparison needs a
                    labeler_id for it, since two people may well agree
   duplicate_prompt another prompt starts with the same `dedup_prefix_tokens`
@@ -228,6 +228,9 @@ def _row_rule(kind: str, row: Row, settings: Settings) -> str | None:
   shortest = 2 if kind == "demonstrations" else 1
   if not len(prompt) or any(len(t) < shortest for t in responses):
     return "empty"
+  texts = [row.record["prompt"]] + _responses(row.record)
+  if row.split == "train" and any(personal_data(text) for text in texts):
+    return "personal_data"
   if len(prompt) > settings.max_prompt_tokens:
     return "long_prompt"
   if any(len(t) > settings.max_response_tokens for t in responses):
@@ -237,9 +240,6 @@ def _row_rule(kind: str, row: Row, settings: Settings) -> str | None:
       return "long_response"
     if len(set(row.record["ranks"])) < 2:
       return "all_tied"
-  texts = [row.record["prompt"]] + _responses(row.record)
-  if row.split == "train" and any(personal_data(text) for text in texts):
-    return "personal_data"
   return None
 
 
