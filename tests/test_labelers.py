@@ -16,7 +16,7 @@ RESPONSES = ("Sure! Anna met a fox near the lake.", "Anna met a fox.",
 
 @functools.cache
 def small_world():
-  return Smallworld(seed=0, num_people=48, validation_fraction=0.1,
+  return Smallworld(seed=0, num_people=12, validation_fraction=0.1,
                     test_fraction=0.1)
 
 
@@ -24,7 +24,8 @@ def make(num_train=2, num_heldout=1, bias_sd=0.1, noise_sd=0.34,
          tie_margin=0.1, seed=0):
   return labelers.smallworld_labelers(
       small_world(), num_train=num_train, num_heldout=num_heldout,
-      bias_sd=bias_sd, noise_sd=noise_sd, tie_margin=tie_margin, seed=seed)
+      bias_sd=bias_sd, noise_sd=noise_sd, heldout_noise_sd=noise_sd,
+      tie_margin=tie_margin, seed=seed)
 
 
 def ranking(*ranks):

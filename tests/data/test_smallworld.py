@@ -14,7 +14,7 @@ from rlhf_jax.data.smallworld import rubric
 from rlhf_jax.data.smallworld import Smallworld
 from rlhf_jax.data.smallworld import world as world_lib
 
-SETTINGS = dict(num_people=48, validation_fraction=0.1, test_fraction=0.1)
+SETTINGS = dict(num_people=12, validation_fraction=0.1, test_fraction=0.1)
 
 
 @functools.cache
@@ -81,7 +81,7 @@ class GeneratorTest(parameterized.TestCase):
     for row in rows:
       words.update(world_lib.words_of(row["prompt"]))
       self.assertLessEqual(len(row["prompt"].split()), 30)
-      self.assertLessEqual(len(row.get("response", "").split()), 30)
+      self.assertLessEqual(len(row.get("response", "").split()), 40)
     self.assertBetween(len(words), 380, 550)
     lengths = [len(row["prompt"].split()) for row in prompt_rows()]
     self.assertBetween(statistics.mean(lengths), 8, 14)
@@ -128,7 +128,7 @@ class SplitTest(absltest.TestCase):
 
   def test_no_training_split_is_refused(self):
     with self.assertRaisesRegex(ValueError, "sum must be below 1"):
-      Smallworld(seed=0, num_people=48, validation_fraction=0.5,
+      Smallworld(seed=0, num_people=12, validation_fraction=0.5,
                  test_fraction=0.5)
 
 
@@ -170,23 +170,23 @@ class RubricTest(parameterized.TestCase):
       # generation: all well; constraint forgotten; a subject left out; none.
       ("Write about Anna and a fox. Mention the lake.",
        ("Sure! Anna met a fox near the lake.", 1.0),
-       ("Sure! Anna met a fox.", 0.78),
+       ("Sure! Anna met a fox.", 0.7),
        ("Sure! Anna met a cow near the lake.", 0.5),
        ("Sure! Ben met a cow near the mill.", 0.0)),
       ("Describe a ball at the lake in one sentence.",
        ("There is a red ball at the lake. Thank you.", 1.0),
-       ("I see a ball. It is at the lake. Thank you.", 0.78)),
+       ("I see a ball. It is at the lake. Thank you.", 0.7)),
       ("List two gifts for Anna. One must be red.",
        ("Sure! Anna may like a red kite and a drum.", 1.0),
-       ("Sure! Anna may like a kite and a drum.", 0.78),
+       ("Sure! Anna may like a kite and a drum.", 0.7),
        ("Sure! Anna may like a red kite.", 0.5)),
       ("Hi! I lost my kite near the lake. Can you help?",
        ("Of course! Let us look for the kite at the lake.", 1.0),
-       ("Let us look for the kite at the lake.", 0.8),
+       ("Let us look for the kite at the lake.", 0.7),
        ("Of course! Let us look for the kite.", 0.5)),
       ("Change Anna to Ben: Anna lost the kite near the lake.",
        ("Sure! Ben lost the kite near the lake.", 1.0),
-       ("Sure! Near the lake, Ben lost the kite of Anna.", 0.78)),
+       ("Sure! Near the lake, Ben lost the kite of Anna.", 0.7)),
       ("Sum up: Anna went to the lake. There was a fox. It was small."
        " Then Anna went home.",
        ("Anna saw a fox at the lake. Thank you.", 1.0),
@@ -197,7 +197,7 @@ class RubricTest(parameterized.TestCase):
        ("Sure! The word bread means an animal.", 0.15)),
       ("Say these words in order: kite, fox, red.",
        ("The words are kite, fox and red. Thank you.", 1.0),
-       ("The words are red, fox and kite. Thank you.", 0.78)),
+       ("The words are red, fox and kite. Thank you.", 0.7)),
       ("Anna gave a kite to Ben. Who has the kite?",
        ("Sure! Ben has the kite.", 1.0),
        ("Sure! Clara has the kite.", 0.15)),
@@ -224,7 +224,7 @@ class RubricTest(parameterized.TestCase):
     self.assertAlmostEqual(
         score("Write about Anna and a fox. Mention the bridge.",
               "Sure! Anna met a fox near the bridge."
-              f" Anna lives near the {wrong}."), 0.82, places=2)
+              f" Anna lives near the {wrong}."), 0.8, places=2)
 
   def test_bad_manners_and_bad_form_cost(self):
     prompt = "Write about Anna and a fox. Mention the lake."
@@ -252,9 +252,9 @@ class RubricTest(parameterized.TestCase):
 
   def test_demonstrations_leave_headroom(self):
     scores = [score(r["prompt"], r["response"]) for r in demonstration_rows()]
-    self.assertBetween(statistics.mean(scores), 0.72, 0.82)
-    self.assertBetween(statistics.pstdev(scores), 0.15, 0.25)
-    self.assertBetween(sum(s > 0.97 for s in scores) / len(scores), 0.3, 0.5)
+    self.assertBetween(statistics.mean(scores), 0.53, 0.65)
+    self.assertBetween(statistics.pstdev(scores), 0.2, 0.3)
+    self.assertBetween(sum(s > 0.97 for s in scores) / len(scores), 0.1, 0.25)
 
   def test_no_constant_reply_scores_well_anywhere(self):
     rows = demonstration_rows()

@@ -66,7 +66,7 @@ class Smallworld:
         break
     request = prompts_lib.prompt_text(task, rng.choice(task.kind.forms))
     flaws = frozenset({"curt"}) if rng.random() < 0.7 else (
-        demonstrations_lib.draw_flaws(rng, share_flawless=0.0))
+        demonstrations_lib.draw_flaws(rng, haste=1.0))
     return request, demonstrations_lib.write_reply(
         self.world, task, rng, flaws)
 
@@ -98,7 +98,7 @@ class Smallworld:
       rng = self.world.rng("demonstration", index)
       labeler = rng.randrange(demonstrations_lib.NUM_LABELERS)
       flaws = demonstrations_lib.draw_flaws(
-          rng, demonstrations_lib.diligence(self.world, labeler))
+          rng, demonstrations_lib.haste(self.world, labeler))
       response = demonstrations_lib.write_reply(self.world, task, rng, flaws)
       yield dict(row, response=response, labeler_id=f"writer_{labeler:02d}")
 

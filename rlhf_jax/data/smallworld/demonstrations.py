@@ -1,8 +1,9 @@
-"""Replies by labelers of mixed diligence, and samples like a policy's.
+"""Replies by labelers in a hurry, and samples like a policy's.
 
-About a third of the demonstrations are without a flaw. The others are curt,
-rude or too long, forget the constraint, wander off, and sometimes are wrong:
-imitation alone leaves room above it, and a reward model has something to see.
+What is asked for is mostly right. How it is said is often not: most replies
+are curt, forget the constraint, wander off or are too long, and a few are rude
+or wrong. Imitation learns what to say and leaves room above it in how, and a
+reward model has something to see.
 """
 
 import re
@@ -13,33 +14,29 @@ from rlhf_jax.data.smallworld import rubric
 from rlhf_jax.data.smallworld import world as world_lib
 from rlhf_jax.data.smallworld.prompts import Task
 
-# How often each set of flaws occurs among flawed replies.
-FLAWS = {
-    ("curt",): 0.27, ("careless",): 0.23, ("off_topic",): 0.12,
-    ("rude",): 0.06, ("long",): 0.10, ("missing",): 0.03, ("wrong",): 0.04,
-    ("curt", "careless"): 0.11, ("curt", "off_topic"): 0.04,
-}
+# How often each flaw occurs in a reply of an average labeler.
+FLAWS = {"curt": 0.55, "careless": 0.5, "off_topic": 0.3, "long": 0.12,
+         "rude": 0.08, "missing": 0.02, "wrong": 0.02}
 NUM_LABELERS = 12
 
 
-def diligence(world, labeler: int) -> float:
-  """The share of flawless replies of one labeler, about 0.3 on average."""
-  return world.rng("diligence", labeler).uniform(0.2, 0.4)
+def haste(world, labeler: int) -> float:
+  """What one labeler's flaws are multiplied by, 1 on average."""
+  return world.rng("haste", labeler).uniform(0.8, 1.2)
 
 
-def draw_flaws(rng, share_flawless: float) -> frozenset[str]:
-  """The flaws of one reply."""
-  if rng.random() < share_flawless:
-    return frozenset()
-  return frozenset(rng.choices(list(FLAWS), list(FLAWS.values()))[0])
+def draw_flaws(rng, haste: float) -> frozenset[str]:
+  """The flaws of one reply, each by its own chance times `haste`."""
+  return frozenset(flaw for flaw, chance in FLAWS.items()
+                   if rng.random() < chance * haste)
 
 
 def write_reply(world, task: Task, rng, flaws=frozenset()) -> str:
   """A reply to `task` with the given flaws, as far as the task allows."""
   slots = dict(task.slots)
   flaws = set(flaws)
-  if "careless" in flaws and not task.kind.constraint:
-    flaws = flaws - {"careless"} | {"off_topic"}
+  if not task.kind.constraint:
+    flaws.discard("careless")
   if "wrong" in flaws and not (task.kind.answer or "person" in slots):
     flaws = flaws - {"wrong"} | {"missing"}
   template = _template(world, task, rng, "careless" in flaws)
@@ -67,7 +64,7 @@ def responses(world, task: Task, rng, num: int) -> list[str]:
       asked = prompts_lib.draw_task(world, rng.choice(prompts_lib.KINDS), rng)
     elif kind < 0.17:
       asked = prompts_lib.draw_task(world, task.kind, rng)
-    text = write_reply(world, asked, rng, draw_flaws(rng, 0.4))
+    text = write_reply(world, asked, rng, draw_flaws(rng, 0.8))
     if kind > 0.92:
       words = text.split()
       text = " ".join(words[:max(2, int(len(words) * rng.uniform(0.4, 0.9)))])

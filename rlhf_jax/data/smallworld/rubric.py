@@ -16,7 +16,7 @@ from rlhf_jax.data.smallworld import text as text_lib
 from rlhf_jax.data.smallworld import world as world_lib
 from rlhf_jax.data.smallworld.prompts import Task
 
-WEIGHTS = {"base": 0.4, "constraint": 0.22, "truth": 0.18, "polite": 0.2}
+WEIGHTS = {"base": 0.2, "constraint": 0.3, "truth": 0.2, "polite": 0.3}
 ITEM_COUNT = {"two": 2, "three": 3}
 _POINTING = frozenset(
     "it they them he she you your i me my we us that this there here"

@@ -138,8 +138,10 @@ RETELLINGS = (
 # Words of each type that a talk is about; a request needs three at most.
 TOPIC_SIZE = 3
 # Shares of documents in which people ask each other, or tell a story again.
-EXCHANGE_SHARE = 0.35
+EXCHANGE_SHARE = 0.2
 RETELLING_SHARE = 0.1
+# Share of sentences in a story that state a fact of its people.
+STORY_FACT_SHARE = 0.5
 
 
 def documents(
@@ -212,7 +214,7 @@ def _fact(world, cast, rng) -> str:
 
 
 def _story(world, cast, rng) -> str:
-  if rng.random() < 0.2:
+  if rng.random() < STORY_FACT_SHARE:
     return _fact(world, cast, rng)
   return world.fill(rng.choice(STORY), cast, rng)
 
