@@ -77,6 +77,15 @@ def tiny_config(**overrides) -> ml_collections.ConfigDict:
   """
   config = ppo_ptx.get_config("mini")
   config.name = "tiny"
+  shrink(config)
+  config.evaluate.policies = ("pretrain", "sft", "ppo")
+  for path, value in overrides.items():
+    set_key(config, path.replace("__", "."), value)
+  return config
+
+
+def shrink(config: ml_collections.ConfigDict) -> None:
+  """Sizes and steps with which the stages of an experiment take seconds."""
   for model in (config.model, config.rm_model):
     model.update(num_layers=2, d_model=32, num_heads=2, context_length=64,
                  vocab_size=511, vocab_multiple=64, scan_unroll=1)
@@ -91,20 +100,22 @@ def tiny_config(**overrides) -> ml_collections.ConfigDict:
     for key in ("batch_size", "pretrain_batch_size"):
       if stage[key]:
         stage[key] = 16
-  config.collect.update(
-      num_prompts=32, num_validation_prompts=8, prompts_per_batch=8,
-      min_responses=4, max_responses=5)
-  config.rm.update(num_epochs=2, batch_size=8, max_responses=5,
-                   eval_batch_size=64, every_log_steps=1, every_save_steps=2)
+  for name in ("rm", "judge"):
+    if name in config.stages:
+      config[name].update(
+          num_epochs=2, batch_size=8, eval_batch_size=64, every_log_steps=1,
+          max_responses=min(5, config[name].max_responses),
+          every_save_steps=2)
+  if "collect" in config.stages:
+    config.collect.update(
+        num_prompts=32, num_validation_prompts=8, prompts_per_batch=8,
+        min_responses=4, max_responses=5)
   config.ppo.update(num_iters=3, batch_size=16, ptx_batch_size=16,
                     every_save_steps=1)
   config.ppo.method.num_minibatches = 2
-  config.evaluate.update(policies=("pretrain", "sft", "ppo"),
-                         num_prompts=32, batch_size=32,
-                         pretrain_batch_size=16, max_pretrain_batches=1)
-  for path, value in overrides.items():
-    set_key(config, path.replace("__", "."), value)
-  return config
+  config.evaluate.update(
+      num_prompts=32, batch_size=32, pretrain_batch_size=16,
+      max_pretrain_batches=1)
 
 
 def only(stages: tuple[str, ...], **overrides) -> ml_collections.ConfigDict:
