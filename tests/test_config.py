@@ -72,7 +72,7 @@ _VIOLATIONS = (
     ("model.vocab_size", 200, "vocab_size = 200 is too small .* 257"),
     ("decode.dtype", "int8", "decode.dtype = 'int8' must be one of"),
     ("rm_model.context_length", 50,
-     "max_prompt_tokens = 28 .*= 28 make 56 .*rm_model.context_length = 50"),
+     "max_prompt_tokens = 26 .*= 30 make 56 .*rm_model.context_length = 50"),
     # batches and streams
     ("sft.batch_size", 33, "sft.batch_size = 33 .* multiple of 8 .* use .* 32"),
     ("sft.num_microbatches", 8, r"8 batch shards x 8 microbatches"),
@@ -90,10 +90,10 @@ _VIOLATIONS = (
     ("ppo.method.num_epochs", 3, "ppo.ptx_batch_size = 128 .*96 .*3 epochs"),
     ("ppo.method.num_ptx_microbatches", 8, "128 .*256 .*8 ptx microbatches"),
     ("ppo.ptx_batch_size", 0, "ptx_batch_size = 0, but method.ptx_coef = 1"),
-    ("sft.batch_size", 0, "sft.batch_size = 0, .*pretrain_weight = 0.0"),
+    ("sft.batch_size", 0, "sft.batch_size = 0, but config.sft.pretrain_weight = 0.2"),
     ("rl_init.pretrain_batch_size", 0, "pretrain_weight = 0.2 gives pretrain"),
     ("sft.pretrain_weight", 1.5, r"pretrain_weight = 1.5 must be in \[0, 1\]"),
-    ("sft.num_epochs", 0, "sft.num_steps = 0 and num_epochs = 0"),
+    ("sft.num_steps", 0, "sft.num_steps = 0 and num_epochs = 0"),
     ("sft.eval_streams", ("ppo",), r"eval_streams = \('ppo',\)"),
     # ranges
     ("sft.optimizer.learning_rate", 0.0, "sft.optimizer.learning_rate = 0.0"),
@@ -190,16 +190,20 @@ class RulesTest(parameterized.TestCase):
       config_lib.validate(config, 2, process_count=2)
 
   def test_the_number_proposed_is_valid(self):
+    of_16 = {f"{stage}__{key}": 16
+             for stage in ("sft", "rl_init")
+             for key in ("batch_size", "pretrain_batch_size")}
+    of_16 |= dict(rm__batch_size=16)
     config = _config(collect__prompts_per_batch=31, ppo__batch_size=120,
-                     rl_init__pretrain_batch_size=16, rm__batch_size=16)
+                     **of_16)
     with self.assertRaises(ConfigError) as caught:
       config_lib.validate(config, 16)
     first, second = str(caught.exception).splitlines()
     self.assertIn("use e.g. 32", first)
     self.assertIn("use e.g. 128", second)
     config_lib.validate(
-        _config(collect__prompts_per_batch=32, ppo__batch_size=128,
-                rl_init__pretrain_batch_size=16, rm__batch_size=16), 16)
+        _config(collect__prompts_per_batch=32, ppo__batch_size=128, **of_16),
+        16)
 
   def test_streams_without_weight_need_no_batch(self):
     config_lib.validate(
@@ -272,7 +276,7 @@ class TablesTest(absltest.TestCase):
 class StageKeysTest(parameterized.TestCase):
 
   @parameterized.parameters(
-      ("sft", "sft.batch_size", 64, ["sft.batch_size: 32 -> 64"]),
+      ("sft", "sft.batch_size", 64, ["sft.batch_size: 8 -> 64"]),
       ("sft", "model.num_layers", 2, ["model.num_layers: 4 -> 2"]),
       ("rm", "rm_model.num_layers", 2, ["rm_model.num_layers: 4 -> 2"]),
       ("sft", "seed", 1, ["seed: 0 -> 1"]),
