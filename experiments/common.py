@@ -322,7 +322,7 @@ def ppo(size: str, *, ptx_coef: float) -> dict:
       reward_unit="sd" if mini else "raw",  # one SD of the scores, or as is
       method=dict(
           temperature=1.0,
-          kl_coef=0.1 if mini else 0.02,
+          kl_coef=0.15 if mini else 0.02,
           ptx_coef=ptx_coef,
           discount=1.0,
           gae_lambda=0.95,
