@@ -281,7 +281,7 @@ class StageKeysTest(parameterized.TestCase):
       ("rm", "rm_model.num_layers", 2, ["rm_model.num_layers: 4 -> 2"]),
       ("sft", "seed", 1, ["seed: 0 -> 1"]),
       ("ppo", "ppo.method.kl_coef", 0.02,
-       ["ppo.method.kl_coef: 0.1 -> 0.02"]),
+       ["ppo.method.kl_coef: 0.15 -> 0.02"]),
       ("rm", "smallworld.seed", 1, ["smallworld.seed: 0 -> 1"]),
       ("sft", "data.prompt_suffix", "", [r"data.prompt_suffix: '\n' -> ''"]),
   )
