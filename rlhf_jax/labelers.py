@@ -101,9 +101,9 @@ def smallworld_labelers(
 
   How often two of them agree depends on how mixed the responses are: a policy
   that answers everything well leaves little but noise to rank by. The settings
-  of `experiments/common.py` are those at which the SFT samples of `mini` are
-  ranked as consistently as the paper's (training labelers agree on 72.6 % of
-  the pairs, held-out ones on 77.3 %; section 3.4).
+  of `experiments/common.py` are for the SFT samples of `mini`; the aim is the
+  paper's rates (training labelers agree on 72.6 % of the pairs, held-out ones
+  on 77.3 %; section 3.4), and `collect/done.json` has those of a run.
 
   Args:
     world: the `Smallworld` whose gold score they see.

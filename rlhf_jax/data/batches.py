@@ -56,9 +56,7 @@ def demonstration_examples(
   """
   num_tokens = [len(row["prompt_tokens"]) + len(row["response_tokens"])
                 for row in source]
-  if num_tokens and max(num_tokens) > length:
-    _refuse_length(
-        source, max(num_tokens), "tokens of prompt and response", length)
+  _check_longest(source, num_tokens, length, "tokens of prompt and response")
   groups = (pack(num_tokens, length) if packed
             else [[index] for index in range(len(num_tokens))])
 
@@ -143,10 +141,11 @@ def comparison_examples(
   def longest(row):
     return len(row["prompt_tokens"]) + max(map(len, row["response_tokens"]))
 
-  _check_longest(source, longest, length, "tokens of prompt and response")
   _check_longest(
-      source, lambda row: len(row["ranks"]), max_responses, "responses"
-  )
+      source, map(longest, source), length, "tokens of prompt and response")
+  _check_longest(
+      source, (len(row["ranks"]) for row in source), max_responses,
+      "responses")
   return _examples(source, seed, to_example)
 
 
@@ -164,7 +163,8 @@ def pair_examples(
     return {"tokens": tokens, "mask": mask}
 
   _check_longest(
-      pairs, lambda pair: len(pair[0]) + len(pair[1]), length,
+      pairs, (len(prompt) + len(response) for prompt, response in pairs),
+      length,
       "tokens of prompt and response",
   )
   return _examples(pairs, None, to_example)
@@ -193,7 +193,7 @@ def prompt_examples(
     return {"prompt_tokens": tokens, "prompt_mask": mask}
 
   _check_longest(
-      source, lambda row: len(row["prompt_tokens"]), prompt_length,
+      source, (len(row["prompt_tokens"]) for row in source), prompt_length,
       "tokens of a prompt",
   )
   return _examples(source, seed, to_example)
@@ -273,17 +273,13 @@ def _joined(prompt, response, length: int, pad_id: int):
   return tokens, np.arange(length) < end
 
 
-def _check_longest(source, measure, limit: int, what: str) -> None:
-  longest = max((measure(row) for row in source), default=0)
+def _check_longest(source, lengths, limit: int, what: str) -> None:
+  longest = max(lengths, default=0)
   if longest > limit:
-    _refuse_length(source, longest, what, limit)
-
-
-def _refuse_length(source, longest: int, what: str, limit: int):
-  raise DataError(
-      f"a row of {_name(source)} has {longest} {what}, more than the {limit}"
-      " that fit; raise that size or lower the limit at preparation"
-  )
+    raise DataError(
+        f"a row of {_name(source)} has {longest} {what}, more than the {limit}"
+        " that fit; raise that size or lower the limit at preparation"
+    )
 
 
 def _refuse_empty(source):

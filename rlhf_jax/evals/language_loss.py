@@ -32,10 +32,13 @@ def make_evaluate(run: Run, settings) -> Callable[[Any], Iterator]:
   """Builds `evaluate(params)`, yielding (name, mean loss in nats a token) of
   every stream of `settings.eval_streams` on its validation split."""
   eval_step = jax.jit(make_eval_step(run.policy()))
+  held_out = {
+      name: STREAMS[name](run, "validation", settings.eval_batch_size, None)
+      for name in settings.eval_streams
+  }
 
   def evaluate(params):
-    for name in settings.eval_streams:
-      at = STREAMS[name](run, "validation", settings.eval_batch_size, None)
+    for name, at in held_out.items():
       total = count = 0.0
       for number in range(min(at.num_batches, settings.max_eval_batches)):
         part, tokens = eval_step(params, run.put(at(number)))

@@ -33,7 +33,8 @@ class TransformerConfig:
   `vocab_size` is the true vocabulary; the table has `padded_vocab_size` rows,
   so that the padding id `vocab_size` lies inside the table and the table
   divides over the tensor axis. Ids past the vocabulary are never predicted.
-  `init_stddev` is that of the matrices and token embeddings: .02 in GPT-2,
+  `init_stddev` is that of the matrices and token embeddings, and twice that of
+  the position embeddings: .02 in GPT-2,
   whose width is 768 and up; in narrow models such embeddings are too alike to
   be told apart, and copying from the prompt is learnt late or never.
   """
@@ -192,7 +193,8 @@ class Transformer(nn.Module):
         c.padded_vocab_size, c.d_model,
         embedding_init=normal_init(c.init_stddev))
     self.position_embedding = nn.Embed(
-        c.context_length, c.d_model, embedding_init=normal_init(c.init_stddev / 2))
+        c.context_length, c.d_model,
+        embedding_init=normal_init(c.init_stddev / 2))
     block = Block
     if c.remat != "none":
       block = nn.remat(
@@ -259,7 +261,7 @@ def positions_of(mask):
 
 
 def same_text(mask):
-  """[B, L, L]: whether two places of a row may be of one packed text."""
+  """[B, L, L], or True for all: whether two places are of one packed text."""
   if mask.dtype == jnp.bool_:
     return True
   return mask[:, :, None] == mask[:, None, :]

@@ -23,10 +23,6 @@ from rlhf_jax.run import Run, init_params
 from rlhf_jax.train_state import TrainState
 
 Batch = dict[str, dict[str, jax.Array]]
-STREAMS = {
-    "pretrain": streams.pretrain,
-    "demonstrations": streams.demonstrations,
-}
 
 
 def make_lm_step(
@@ -97,7 +93,8 @@ def train(run: Run, stage: str) -> dict[str, Any]:
   settings = run.config[stage]
   weights = stream_weights(settings)
   batches = {
-      name: STREAMS[name](run, "train", size, run.data_seed(stage, name))
+      name: language_loss.STREAMS[name](
+          run, "train", size, run.data_seed(stage, name))
       for name, size in stream_sizes(settings).items()
   }
   num_steps = count_steps(run, settings)
