@@ -51,6 +51,15 @@ class LabelersTest(parameterized.TestCase):
     self.assertEqual(found.likert[3], 1)
     self.assertLen(found.metadata, 5)
 
+  def test_each_group_has_its_own_noise(self):
+    settings = dict(num_train=1, num_heldout=1, bias_sd=0, tie_margin=0.1,
+                    seed=0)
+    clear, noisy = (1, 2, 3, 3, 1), dict(noise_sd=5.0, heldout_noise_sd=0.0)
+    (train,), (heldout,) = labelers.smallworld_labelers(
+        small_world(), **settings, **noisy)
+    self.assertEqual(heldout.rank(PROMPT, RESPONSES).ranks, clear)
+    self.assertNotEqual(train.rank(PROMPT, RESPONSES).ranks, clear)
+
   def test_noise_is_fixed_by_labeler_and_text(self):
     (one, two), (heldout,) = make()
     self.assertEqual(one.rank(PROMPT, RESPONSES), one.rank(PROMPT, RESPONSES))

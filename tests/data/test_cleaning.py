@@ -233,6 +233,16 @@ def test_personal_data_is_dropped_from_the_train_split_only():
   assert _dropped(report) == {"personal_data": in_train}
 
 
+def test_a_long_prompt_with_personal_data_counts_as_that():
+  rows = [{"prompt": f"{n} a@b.org " + "word " * 200, "user_id": f"u{n}"}
+          for n in range(50)]
+  by_split, report = _clean("prompts", rows)
+  assert not _all(by_split)
+  dropped = _dropped(report)
+  assert set(dropped) == {"personal_data", "long_prompt"}
+  assert dropped["personal_data"] > dropped["long_prompt"] > 0
+
+
 def test_length_statistics():
   rows = [{"prompt": "p" * n} for n in (1, 2, 3, 10)]
   changes = {"validation_fraction": 0.0, "test_fraction": 0.0}
