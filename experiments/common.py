@@ -155,8 +155,8 @@ def labelers() -> dict:
       num_train=8,
       num_heldout=4,
       bias_sd=0.10,  # of a labeler's own tastes
-      noise_sd=0.22,  # of one rating; agreement is about 73 %, in the
-      heldout_noise_sd=0.16,  # paper 72.6 % (training) and 77.3 % (held-out)
+      noise_sd=0.22,  # of a training labeler's one rating
+      heldout_noise_sd=0.16,  # of a held-out labeler's
       tie_margin=0.08,
   )
 
@@ -197,8 +197,8 @@ def pretrain(size: str) -> dict:
 def sft(size: str) -> dict:
   """The paper's supervised baseline (C.1): 16 epochs, cosine to 10 %.
 
-  At mini a fifth of the loss is pretraining text: so small a model forgets the
-  facts of its world where a large one does not.
+  At mini a fifth of the loss is pretraining text: at its learning rate the
+  model would forget the facts of its world.
   """
   check_size(size)
   mini = size == MINI
@@ -277,8 +277,7 @@ def collect(size: str) -> dict:
 def rm(size: str) -> dict:
   """The reward model (C.2): one epoch, cosine to 10 %, 64 prompts a batch.
 
-  At mini a second epoch still helps it see whether the reply has what the
-  prompt asked for; manners and form it sees in the first.
+  At mini a second epoch still raises the accuracy on validation prompts.
   """
   mini = size == MINI
   return dict(

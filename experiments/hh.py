@@ -10,8 +10,8 @@ comparisons; the preferred reply to a harmful request is only the less bad of
 two and no demonstration.
 
 The reward model learns from one half of the comparisons; the judge, a second
-one that PPO never sees, from the other. Within an hour on two CPU cores the
-models are small and write badly: the figures are there to be honest.
+one that PPO never sees, from the other. The models of the default size are
+small and write badly: the figures are there to be honest.
 """
 
 from experiments import common
@@ -54,7 +54,7 @@ def get_config(size: str = "mini"):
 
 
 def shrink(config):
-  """Sizes for half an hour on two cores: 1.1 M parameters, 3 M tokens."""
+  """Sizes for CPU cores: 1.1 M parameters, 3 M tokens of pretraining."""
   for model in (config.model, config.rm_model):
     model.update(vocab_size=2040, vocab_multiple=8, context_length=512)
   config.pretrain.update(pretrain_batch_size=8, num_steps=800)
