@@ -178,6 +178,9 @@ class ForwardTest(parameterized.TestCase):
         (block["mlp"]["down_kernel"], residual)):
       np.testing.assert_allclose(kernel.std(), stddev, rtol=0.05)
       self.assertGreater(np.abs(kernel[0] - kernel[1]).min(), 0.0)
+    for table, stddev in (("token", 0.05), ("position", 0.025)):
+      np.testing.assert_allclose(
+          params[f"{table}_embedding"]["embedding"].std(), stddev, rtol=0.05)
     for norm in (block["mlp_norm"], params["final_norm"]):
       np.testing.assert_array_equal(norm["scale"], 1.0)
       np.testing.assert_array_equal(norm["bias"], 0.0)
