@@ -100,8 +100,8 @@ KEYS = {
         "> 0": "temperature",
         "anything": "policy"},
     "rm": {
-        ">= 1": "batch_size num_epochs num_microbatches eval_batch_size "
-                "keep_checkpoints",
+        ">= 1": "batch_size block_rows block_prompts num_epochs "
+                "num_microbatches eval_batch_size keep_checkpoints",
         ">= 2": "max_responses",
         ">= 0": "every_log_steps every_save_steps",
         "0 or 1 (a half), or None (all)": "half",
@@ -372,7 +372,7 @@ def _model_errors(tree: Tree) -> Iterator[str]:
       yield (f"config.{name}.d_model = {width} is not a multiple of "
              f"config.{name}.num_heads = {heads}; use e.g. d_model="
              f"{_nearest(width, heads)}.")
-    pair = data["max_prompt_tokens"] + data["max_response_tokens"]
+    pair = _pair_length(tree)
     if pair > sizes["context_length"]:
       yield (
           f"config.data.max_prompt_tokens = {data['max_prompt_tokens']} and "
@@ -501,6 +501,12 @@ def _rm_errors(tree: Tree, stage: str) -> Iterator[str]:
     yield (f"config.{stage}.max_responses = {settings['max_responses']} cannot "
            "hold config.collect.max_responses = "
            f"{tree['collect']['max_responses']}; raise it to that.")
+  length, pair = tree["rm_model"]["context_length"], _pair_length(tree)
+  responses, in_row = settings["max_responses"], length // pair
+  if 0 < in_row * settings["block_rows"] < responses:
+    yield (f"config.{stage}.block_rows = {settings['block_rows']} rows of "
+           f"{length} tokens cannot hold {responses} responses of {pair} "
+           f"tokens with their prompt; use {-(-responses // in_row)}.")
   if settings["init_from"].partition("@")[0] in POLICIES:
     old, new = tree["model"], tree["rm_model"]
     for key in ("num_layers", "d_model", "num_heads", "context_length",
@@ -645,6 +651,11 @@ def _batch_errors(
 
 
 # -------------------------------------------------------------------- helpers
+
+
+def _pair_length(tree: Tree) -> int:
+  data = tree["data"]
+  return data["max_prompt_tokens"] + data["max_response_tokens"]
 
 
 def _axes(axes: Any) -> tuple[str, ...]:

@@ -58,11 +58,10 @@ def smallworld_rows(config, world: Smallworld | None):
   return rows
 
 
-def read_rows(config, world, kind: str, source: str):
+def read_rows(config, world, kind: str, source: str, root: str):
   """Rows of a source with their origins, under a progress bar."""
   rows = records.read(
-      source, kind, root=config.data.root,
-      smallworld=smallworld_rows(config, world))
+      source, kind, root=root, smallworld=smallworld_rows(config, world))
   return tqdm.tqdm(
       rows, desc=f"{kind:>14}", unit="row", mininterval=1.0, leave=False,
       disable=jax.process_index() != 0)
@@ -77,7 +76,8 @@ def make_tokenizer(config, workdir: epath.Path, world) -> tokenizer.Tokenizer:
   stored = workdir / "data" / "tokenizer.json"
   if jax.process_index() == 0 and not stored.exists():
     if config.data.tokenizer == "train":
-      rows = read_rows(config, world, "pretrain", config.data.pretrain)
+      rows = read_rows(
+          config, world, "pretrain", config.data.pretrain, config.data.root)
       made = tokenizer.train(
           (record["text"] for record, _ in rows), config.model.vocab_size)
     else:
@@ -108,13 +108,13 @@ def prepare_for(run, kinds: tuple[str, ...]) -> None:
   """
   config, workdir = run.config, run.workdir
   for kind in kinds:
-    source = source_of(run, kind)
+    source, root = source_of(run, kind)
     is_new = not (workdir / "data" / kind / "report.json").exists()
     if jax.process_index() == 0:
       report = prepare.prepare(
           kind,
-          source_rows=read_rows(config, run.world, kind, source),
-          source=fingerprint(config, source),
+          source_rows=read_rows(config, run.world, kind, source, root),
+          source=fingerprint(config, kind, source, root),
           out_dir=str(workdir / "data"),
           tokenizer=run.tokenizer,
           settings=cleaning_settings(config))
@@ -123,19 +123,23 @@ def prepare_for(run, kinds: tuple[str, ...]) -> None:
     barrier(f"data {kind}")
 
 
-def source_of(run, kind: str) -> str:
-  """The source of a kind; comparisons may be those of `collect`."""
+def source_of(run, kind: str) -> tuple[str, str]:
+  """The source of a kind, and where its relative paths start; comparisons may
+  be those of `collect`."""
   source = run.config.data[kind]
   if source != "collect":
-    return source
-  return f"jsonl:{run.stage_dir('collect') / 'comparisons.jsonl'}"
+    return source, run.config.data.root
+  return f"jsonl:{run.stage_dir('collect') / 'comparisons.jsonl'}", ""
 
 
-def fingerprint(config, source: str) -> str:
+def fingerprint(config, kind: str, source: str, root: str) -> str:
   """Names the rows by all that they depend on."""
   if source == "smallworld":
     return "smallworld " + json.dumps(config.smallworld.to_dict())
-  return records.fingerprint(source, root=config.data.root)
+  named = records.fingerprint(source, root=root)
+  if config.data[kind] == "collect":  # wherever the run's folder lies
+    return "collect#" + named.rpartition("#")[2]
+  return named
 
 
 def cleaning_settings(config) -> cleaning.Settings:

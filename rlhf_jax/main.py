@@ -41,7 +41,7 @@ def main(argv):
 def parse_flags(argv):
   """absl's parser; no such experiment or key is one message as well."""
   try:
-    rest = app.parse_flags_with_usage(argv)
+    rest = flags.FLAGS(argv)
     _CONFIG.value.name  # what is wrong with the file is raised on first use
     return rest
   except (AttributeError, KeyError) as error:
@@ -50,6 +50,10 @@ def parse_flags(argv):
     refuse(f"--config has no key {error.args[0]}")
   except OSError as error:
     refuse(error)
+  except flags.Error as error:
+    # The library adds the whole traceback of an experiment's file. What that
+    # file refuses itself, as a size it does not have, is its last line.
+    refuse(str(error).rpartition("\nValueError: ")[2].strip())
 
 
 def refuse(error):

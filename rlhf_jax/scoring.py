@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax import sharding
@@ -23,6 +24,24 @@ def make_scores(model: Scalar) -> Callable[[Any, Any, Any], jax.Array]:
     flat = lambda x: x.reshape(-1, x.shape[-1])
     values = model.apply({"params": params}, flat(tokens), flat(mask))
     return scalar.at_last_token(values, flat(mask)).reshape(tokens.shape[:-1])
+
+  return scores
+
+
+def make_packed_scores(model: Scalar) -> Callable[..., jax.Array]:
+  """Builds `scores(params, tokens [B, R, L], mask [B, R, L], last_token
+  [B, N, K]) -> [B, N, K]`.
+
+  The score of a response is read at its last token, one of the R * L of its
+  block.
+  """
+
+  def scores(params, tokens, mask, last_token):
+    flat = lambda x: x.reshape(-1, x.shape[-1])
+    values = model.apply({"params": params}, flat(tokens), flat(mask))
+    block = lambda x: x.reshape(len(tokens), -1)
+    return jnp.take_along_axis(
+        block(values), block(last_token), axis=1).reshape(last_token.shape)
 
   return scores
 

@@ -23,31 +23,27 @@ def pretrain(
 def demonstrations(
     run: Run, split: str, batch_size: int, seed: int | None
 ) -> batches.Batches:
-  """Prompts with responses; the responses' tokens are trained on."""
-  return run.batches(demonstration_rows(run, split, seed), batch_size)
-
-
-def demonstration_rows(run: Run, split: str, seed: int | None):
-  """Rows of one demonstration, or full ones if they are to be packed."""
+  """Prompts with responses, one or (packed) several a row; the responses'
+  tokens are trained on."""
   packed = run.config.data.pack_demonstrations
-  return batches.demonstration_examples(
+  examples = batches.demonstration_examples(
       run.source("demonstrations", split), seed, packed=packed,
       length=run.config.model.context_length if packed else run.pair_length,
       pad_id=run.config.model.vocab_size)
+  return run.batches(examples, batch_size)
 
 
-def comparisons(
-    run: Run, stage: str, settings
-) -> tuple[BatchAt, int]:
-  """(batches of prompts with K ranked responses each, number of prompts)."""
-  rows = comparison_rows(run, "train", settings.half)
-  at = run.batches(
+def comparisons(run: Run, stage: str, rows: list[Any]) -> batches.Batches:
+  """Blocks of prompts with all their ranked responses."""
+  settings = run.config[stage]
+  return run.batches(
       batches.comparison_examples(
-          rows, run.data_seed(stage, "comparisons"), length=run.pair_length,
+          rows, run.data_seed(stage, "comparisons"),
+          length=run.config.rm_model.context_length,
+          num_rows=settings.block_rows, max_prompts=settings.block_prompts,
           max_responses=settings.max_responses,
           pad_id=run.config.model.vocab_size),
       settings.batch_size)
-  return at, len(rows)
 
 
 def comparison_rows(run: Run, split: str, half: int | None) -> list[Any]:

@@ -108,6 +108,8 @@ _VIOLATIONS = (
     ("collect.min_responses", 10, "min_responses = 10 and max_responses = 9"),
     ("collect.max_responses", 17, "max_responses = 17 .* within 16"),
     ("rm.max_responses", 8, "rm.max_responses = 8 .*collect.* = 9"),
+    ("rm.block_rows", 4, "block_rows = 4 rows of 128 .* 9 .* of 56 .* use 5"),
+    ("rm.block_prompts", 0, "rm.block_prompts = 0 must be >= 1"),
     ("rm.denominator", "all", "rm.denominator = 'all' must be one of"),
     ("rm.half", 2, "rm.half = 2 must be 0 or 1"),
     ("ppo.reward_unit", "z", "ppo.reward_unit = 'z' must be one of"),
@@ -281,7 +283,7 @@ class StageKeysTest(parameterized.TestCase):
       ("rm", "rm_model.num_layers", 2, ["rm_model.num_layers: 4 -> 2"]),
       ("sft", "seed", 1, ["seed: 0 -> 1"]),
       ("ppo", "ppo.method.kl_coef", 0.02,
-       ["ppo.method.kl_coef: 0.15 -> 0.02"]),
+       ["ppo.method.kl_coef: 0.1 -> 0.02"]),
       ("rm", "smallworld.seed", 1, ["smallworld.seed: 0 -> 1"]),
       ("sft", "data.prompt_suffix", "", [r"data.prompt_suffix: '\n' -> ''"]),
   )

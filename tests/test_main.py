@@ -102,6 +102,7 @@ def test_the_listener_hears_compiles():
      r"--config has no key 'batchsize'\nDid you mean \"batch_size\""),
     (["--config.pppo.batch_size=8"],
      r"--config has no key 'pppo'\nDid you mean \"ppo\""),
+    (["--no_such_flag=3"], r"Unknown command line flag 'no_such_flag'"),
     (["--config.sft.batch_size=12"],
      r"config.sft.batch_size = 12 is not a multiple of 8 .*use e.g. 16"),
     (["--config.ppo.batch_size=24"],
@@ -121,6 +122,15 @@ def test_the_listener_hears_compiles():
 ])
 def test_settings(refuses, args, message):
   refuses(*args, message=message)
+
+
+def test_a_size_that_the_experiment_does_not_have(capsys):
+  with pytest.raises(SystemExit) as stopped:
+    call("--config=experiments/ppo_ptx.py:7b")
+  assert stopped.value.code == 2
+  printed = capsys.readouterr().err
+  assert printed.startswith("\nerror: unknown size '7b'; the sizes are ['mini'")
+  assert "Traceback" not in printed
 
 
 def test_all_that_contradicts_is_named_at_once(refuses):

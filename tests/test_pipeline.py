@@ -4,6 +4,7 @@ import collections
 import json
 import math
 import pathlib
+import shutil
 import subprocess
 import sys
 from unittest import mock
@@ -15,10 +16,11 @@ import orbax.checkpoint as ocp
 import pytest
 
 from rlhf_jax import (
-    checkpoint, collect, config as config_lib, metrics, pipeline, scoring,
-    sharding,
+    checkpoint, collect, config as config_lib, datasets, metrics, pipeline,
+    scoring, sharding,
 )
 from rlhf_jax.data import prepare
+from rlhf_jax.data.records import DataError
 from rlhf_jax.data.smallworld import Smallworld
 from rlhf_jax.data.smallworld.rubric import Judgment, Parts
 from rlhf_jax.evals import preferences
@@ -464,6 +466,18 @@ def test_the_rubric_never_reaches_ppo(base, tmp_path):
 
 
 # ---------------------------------------------------------- other runs' stages
+
+
+def test_a_moved_run_still_has_its_comparisons(base, tmp_path):
+  moved = tmp_path / "moved"
+  shutil.copytree(base.workdir / "data", moved / "data")
+  shutil.copytree(base.workdir / "collect", moved / "collect")
+  run = pipeline.make_run(base.config, epath.Path(moved))
+  datasets.prepare_for(run, ("comparisons",))  # would raise: made otherwise
+  rows = (moved / "collect" / "comparisons.jsonl").read_text().splitlines()
+  (moved / "collect" / "comparisons.jsonl").write_text("\n".join(rows[1:]))
+  with pytest.raises(DataError, match="prepared otherwise .source: 'collect#"):
+    datasets.prepare_for(run, ("comparisons",))
 
 
 def test_an_unfinished_input_is_refused(base, tmp_path):

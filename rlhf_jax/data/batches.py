@@ -6,18 +6,37 @@ epoch its own order. Without one (`seed=None`) the examples come once, in the
 source's order, for evaluation.
 """
 
+import dataclasses
 import sys
 from typing import Any, Callable, Sequence
 
 import grain
 import numpy as np
 
+from rlhf_jax.data import packing
 from rlhf_jax.data.records import DataError
 
-_OPEN_GROUPS = 64  # that `pack` may still add to
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+  """Examples by number.
+
+  Attributes:
+    dataset: those of one epoch after another, or of one (without a seed).
+    epoch_size: examples of one epoch.
+  """
+
+  dataset: grain.MapDataset
+  epoch_size: int
+
+  def __len__(self) -> int:
+    return len(self.dataset)
+
+  def __getitem__(self, number: int) -> dict[str, np.ndarray]:
+    return self.dataset[number]
 
 
-def lm_examples(source: Sequence, seed: int | None) -> grain.MapDataset:
+def lm_examples(source: Sequence, seed: int | None) -> Examples:
   """Pretraining windows, all of whose tokens are real and trained on.
 
   Returns:
@@ -35,7 +54,7 @@ def lm_examples(source: Sequence, seed: int | None) -> grain.MapDataset:
 def demonstration_examples(
     source: Sequence, seed: int | None, *, length: int, pad_id: int,
     packed: bool = False,
-) -> grain.MapDataset:
+) -> Examples:
   """Prompts with responses, one or (packed) several in a line.
 
   Which texts share a row is a function of their lengths and order alone, so
@@ -57,7 +76,9 @@ def demonstration_examples(
   num_tokens = [len(row["prompt_tokens"]) + len(row["response_tokens"])
                 for row in source]
   _check_longest(source, num_tokens, length, "tokens of prompt and response")
-  groups = (pack(num_tokens, length) if packed
+  if not num_tokens:
+    _refuse_empty(source)
+  groups = (packing.pack(num_tokens, length) if packed
             else [[index] for index in range(len(num_tokens))])
 
   def to_example(indices):
@@ -67,37 +88,14 @@ def demonstration_examples(
     start = 0
     for number, index in enumerate(indices, start=1):
       row = source[index]
-      response = start + len(row["prompt_tokens"])
-      end = response + len(row["response_tokens"])
-      tokens[start:response] = row["prompt_tokens"]
-      tokens[response:end] = row["response_tokens"]
+      end = _write(
+          tokens, start, row["prompt_tokens"], row["response_tokens"])
       mask[start:end] = number
-      loss_mask[response:end] = True
+      loss_mask[end - len(row["response_tokens"]):end] = True
       start = end
     return {"tokens": tokens, "mask": mask, "loss_mask": loss_mask}
 
-  if not groups:
-    _refuse_empty(source)
   return _examples(groups, seed, to_example)
-
-
-def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-  """Groups of indices whose lengths fit into `capacity`, by first fit.
-
-  Only the newest groups are looked at, so that the work stays linear.
-  """
-  groups, space = [], []
-  for index, length in enumerate(lengths):
-    for group in range(max(0, len(groups) - _OPEN_GROUPS), len(groups)):
-      if length <= space[group]:
-        break
-    else:
-      group = len(groups)
-      groups.append([])
-      space.append(capacity)
-    groups[group].append(index)
-    space[group] -= length
-  return groups
 
 
 def comparison_examples(
@@ -105,53 +103,61 @@ def comparison_examples(
     seed: int | None,
     *,
     length: int,
+    num_rows: int,
+    max_prompts: int,
     max_responses: int,
     pad_id: int,
-) -> grain.MapDataset:
-  """All ranked responses of a prompt, K slots.
+) -> Examples:
+  """Blocks of R rows with N prompts at most, all K responses of each.
 
   Args:
     source: prepared comparisons.
     seed: for the order, or None.
     length: L; no prompt with a response may be longer.
-    max_responses: K; no row may have more.
+    num_rows: R, rows of a block.
+    max_prompts: N; 1 makes every prompt a block of its own.
+    max_responses: K; no prompt may have more.
     pad_id: fills what is not real.
 
   Returns:
-    Examples {`tokens` int32 [K, L], prompt and response padded on the right;
-    `mask` bool [K, L], real tokens; `ranks` int32 [K], 1 = best, equal = tie,
-    0 in empty slots; `response_mask` bool [K], slots that are not empty}.
+    Examples {`tokens` int32 [R, L], each response behind its prompt; `mask`
+    int32 [R, L], one number at all tokens of a response with its prompt,
+    rising along the row, 0 at padding; `last_token` int32 [N, K], where in the
+    R * L tokens a response ends; `ranks` int32 [N, K], 1 = best, equal = tie,
+    0 in empty slots; `response_mask` bool [N, K], slots that are not empty}.
   """
-
-  def to_example(row):
-    tokens = np.full((max_responses, length), pad_id, np.int32)
-    mask = np.zeros((max_responses, length), bool)
-    ranks = np.zeros(max_responses, np.int32)
-    for k, response in enumerate(row["response_tokens"]):
-      joined = _joined(row["prompt_tokens"], response, length, pad_id)
-      tokens[k], mask[k] = joined
-    ranks[: len(row["ranks"])] = row["ranks"]
-    return {
-        "tokens": tokens,
-        "mask": mask,
-        "ranks": ranks,
-        "response_mask": ranks > 0,
-    }
-
-  def longest(row):
-    return len(row["prompt_tokens"]) + max(map(len, row["response_tokens"]))
-
+  lengths = [[len(row["prompt_tokens"]) + len(response)
+              for response in row["response_tokens"]] for row in source]
   _check_longest(
-      source, map(longest, source), length, "tokens of prompt and response")
-  _check_longest(
-      source, (len(row["ranks"]) for row in source), max_responses,
-      "responses")
-  return _examples(source, seed, to_example)
+      source, map(max, lengths), length, "tokens of prompt and response")
+  _check_longest(source, map(len, lengths), max_responses, "responses")
+  if not lengths:
+    _refuse_empty(source)
+  blocks = packing.pack_prompts(
+      lengths, num_rows=num_rows, capacity=length, max_prompts=max_prompts)
+
+  def to_example(block):
+    tokens = np.full((num_rows, length), pad_id, np.int32)
+    mask = np.zeros((num_rows, length), np.int32)
+    last_token = np.zeros((max_prompts, max_responses), np.int32)
+    ranks = np.zeros((max_prompts, max_responses), np.int32)
+    for slot, (index, places) in enumerate(block):
+      row = source[index]
+      ranks[slot, :len(places)] = row["ranks"]
+      for k, (place, response) in enumerate(
+          zip(places, row["response_tokens"])):
+        end = _write(tokens[place[0]], place[1], row["prompt_tokens"], response)
+        mask[place[0], place[1]:end] = 1 + place[1]
+        last_token[slot, k] = place[0] * length + end - 1
+    return {"tokens": tokens, "mask": mask, "last_token": last_token,
+            "ranks": ranks, "response_mask": ranks > 0}
+
+  return _examples(blocks, seed, to_example)
 
 
 def pair_examples(
     pairs: Sequence, *, length: int, pad_id: int
-) -> grain.MapDataset:
+) -> Examples:
   """(prompt tokens, response tokens) pairs in a line, in their own order.
 
   Returns:
@@ -172,7 +178,7 @@ def pair_examples(
 
 def prompt_examples(
     source: Sequence, seed: int | None, *, prompt_length: int, pad_id: int
-) -> grain.MapDataset:
+) -> Examples:
   """Prompts padded on the left, so that all responses start at P.
 
   Args:
@@ -215,7 +221,7 @@ class Batches:
 
   def __init__(
       self,
-      examples: Sequence,
+      examples: Examples,
       batch_size: int,
       *,
       process_index: int = 0,
@@ -234,6 +240,10 @@ class Batches:
     self._rows = range(process_index * rows, (process_index + 1) * rows)
     is_finite = len(examples) < sys.maxsize
     self.num_batches = -(-len(examples) // batch_size) if is_finite else None
+
+  def count(self, num_epochs: int) -> int:
+    """Whole batches of that many epochs, but at least one."""
+    return max(num_epochs * self._examples.epoch_size // self._batch_size, 1)
 
   def __call__(self, n: int) -> dict[str, np.ndarray]:
     """This process's rows of global batch `n`, stacked: [rows, ...].
@@ -255,22 +265,29 @@ class Batches:
 
 def _examples(
     source: Sequence, seed: int | None, to_example: Callable[[Any], Any]
-) -> grain.MapDataset:
+) -> Examples:
   if not len(source):
     _refuse_empty(source)
   rows = grain.MapDataset.source(source)
   if seed is not None:
     rows = rows.seed(seed).shuffle().repeat()
-  return rows.map(to_example)
+  return Examples(rows.map(to_example), len(source))
 
 
 def _joined(prompt, response, length: int, pad_id: int):
   """prompt ++ response, right-padded, and which positions are real: [L]."""
-  end = len(prompt) + len(response)
   tokens = np.full(length, pad_id, np.int32)
-  tokens[: len(prompt)] = prompt
-  tokens[len(prompt) : end] = response
+  end = _write(tokens, 0, prompt, response)
   return tokens, np.arange(length) < end
+
+
+def _write(row: np.ndarray, start: int, prompt, response) -> int:
+  """Writes prompt ++ response into `row` from `start` on; returns its end."""
+  middle = start + len(prompt)
+  end = middle + len(response)
+  row[start:middle] = prompt
+  row[middle:end] = response
+  return end
 
 
 def _check_longest(source, lengths, limit: int, what: str) -> None:

@@ -14,8 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from rlhf_jax import (
-    checkpoint, losses, metrics, optimizer, sharding, streams, train_state,
-    tree,
+    checkpoint, losses, metrics, optimizer, sharding, train_state, tree,
 )
 from rlhf_jax.evals import language_loss
 from rlhf_jax.models.policy import Policy
@@ -97,7 +96,8 @@ def train(run: Run, stage: str) -> dict[str, Any]:
           run, "train", size, run.data_seed(stage, name))
       for name, size in stream_sizes(settings).items()
   }
-  num_steps = count_steps(run, settings)
+  num_steps = settings.num_steps or batches["demonstrations"].count(
+      settings.num_epochs)
   tx = optimizer.cosine_adam(num_steps, **settings.optimizer)
   model = run.policy(settings.dropout_rate)
   evaluate = language_loss.make_evaluate(run, settings)
@@ -166,11 +166,3 @@ def stream_sizes(settings) -> dict[str, int]:
       "pretrain": settings.pretrain_batch_size,
   }
   return {name: sizes[name] for name in stream_weights(settings)}
-
-
-def count_steps(run: Run, settings) -> int:
-  """Optimizer steps: given, or from epochs over the demonstrations."""
-  if settings.num_steps:
-    return settings.num_steps
-  rows = len(streams.demonstration_rows(run, "train", None))
-  return max(settings.num_epochs * rows // settings.batch_size, 1)

@@ -1,8 +1,8 @@
 """The reward model (InstructGPT 3.5 and C.2).
 
-A batch element is a prompt with all its K responses: K forward passes, all
-C(K, 2) pairs minus ties in one loss, every prompt of equal weight. Afterwards
-a bias makes the demonstrations score 0 on average.
+A prompt is in a batch with all its K responses: K forward passes, all C(K, 2)
+pairs minus ties in one loss, every prompt of equal weight. Afterwards a bias
+makes the demonstrations score 0 on average.
 """
 
 from collections.abc import Callable, Iterator
@@ -36,15 +36,17 @@ def make_rm_step(
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
   """Builds `rm_step(state, batch) -> (state, metrics)`.
 
-  A batch holds tokens and mask [N, K, L], ranks and response_mask [N, K].
+  A batch holds B blocks as of `batches.comparison_examples`: tokens and mask
+  [B, R, L]; last_token, ranks and response_mask [B, N, K].
   """
-  scores = scoring.make_scores(model)
+  scores = scoring.make_packed_scores(model)
 
   def part_gradients(params, part, num_prompts):
     def loss_fn(params):
+      found = scores(params, part["tokens"], part["mask"], part["last_token"])
       loss, counts = losses.ranking_loss(
-          scores(params, part["tokens"], part["mask"]), part["ranks"],
-          part["response_mask"], denominator=denominator)
+          by_prompt(found), by_prompt(part["ranks"]),
+          by_prompt(part["response_mask"]), denominator=denominator)
       return loss / num_prompts, counts
     (loss, counts), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
     return grads, loss, counts
@@ -62,6 +64,7 @@ def make_rm_step(
         "train/rm/accuracy":
             counts["num_correct"] / jnp.maximum(counts["num_pairs"], 1),
         "train/rm/pairs": counts["num_pairs"],
+        "train/rm/prompts": counts["num_prompts"],
         "train/grad_norm": tree.global_norm(grads),
     }
     state = TrainState(
@@ -71,8 +74,13 @@ def make_rm_step(
   return rm_step
 
 
+def by_prompt(x):
+  """[B, N, K] -> [B * N, K]."""
+  return x.reshape(-1, x.shape[-1])
+
+
 def has_untied_pair(ranks, response_mask):
-  """ranks, response_mask [N, K] -> bool [N]."""
+  """ranks, response_mask [..., K] -> bool [...]."""
   worst = jnp.where(response_mask, ranks, 0).max(-1)
   best = jnp.where(response_mask, ranks, jnp.iinfo(jnp.int32).max).min(-1)
   return worst > best
@@ -82,8 +90,9 @@ def train(run: Run, stage: str) -> dict[str, Any]:
   """Trains `stage`; its checkpoint's head holds the demonstrations' bias."""
   settings = run.config[stage]
   model = run.scalar()
-  batch_at, rows = streams.comparisons(run, stage, settings)
-  num_steps = max(settings.num_epochs * rows // settings.batch_size, 1)
+  rows = streams.comparison_rows(run, "train", settings.half)
+  batch_at = streams.comparisons(run, stage, rows)
+  num_steps = batch_at.count(settings.num_epochs)
   tx = optimizer.cosine_adam(num_steps, **settings.optimizer)
   with (
       sharding.use(run.mesh, run.axis_rules),
@@ -122,20 +131,22 @@ def train(run: Run, stage: str) -> dict[str, Any]:
       last = metrics.read(run.workdir, stage)[-1]
       figures = {name: last[name] for name in FIGURES}
     else:
-      figures = dict(closing_figures(run, model, state.params, settings))
+      figures = dict(closing_figures(
+          run, model, state.params, rows, settings.eval_batch_size))
       run.writer.write(stage, num_steps, figures)
       state = state.replace(params=scalar.shift_and_scale(
           state.params, bias=figures["bias"], scale=1.0))
       train_state.save(saved, num_steps, state)
-  return {"steps": num_steps, "prompts": rows,
+  return {"steps": num_steps, "prompts": len(rows),
           "params": model.config.num_params, **figures}
 
 
-def closing_figures(run: Run, model, params, settings) -> Iterator:
+def closing_figures(
+    run: Run, model, params, rows, batch_size: int) -> Iterator:
   """Yields FIGURES: the bias (mean score of training demonstrations), the
-  standard deviations of their scores and of the compared responses', and the
+  standard deviations of their scores and of the responses' in `rows`, and the
   accuracy on validation comparisons."""
-  scorer = scoring.Scorer(run, model, settings.eval_batch_size)
+  scorer = scoring.Scorer(run, model, batch_size)
   demonstrations = run.source("demonstrations", "train")
   scores = scorer(params, [
       (r["prompt_tokens"], r["response_tokens"]) for r in demonstrations])
@@ -143,7 +154,7 @@ def closing_figures(run: Run, model, params, settings) -> Iterator:
   yield "demonstration_score_sd", float(np.std(scores))
   compared = [
       (r["prompt_tokens"], response)
-      for r in streams.comparison_rows(run, "train", settings.half)[:1000]
+      for r in rows[:1000]
       for response in r["response_tokens"]
   ]
   yield "score_sd", float(np.std(scorer(params, compared)))

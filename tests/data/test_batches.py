@@ -74,32 +74,43 @@ def test_packed_demonstrations_share_a_row():
       [0, 0, 0, 1, 1, 0, 1, 1, 1, 1, 0, 0], [0, 0, 0, 1, 1] + [0] * 7])
 
 
-def test_packing_keeps_every_text_once_and_fills_the_rows():
-  lengths = np.random.default_rng(0).integers(5, 56, 1000).tolist()
-  groups = batches.pack(lengths, 128)
-  assert sorted(sum(groups, [])) == list(range(1000))
-  filled = [sum(lengths[i] for i in group) for group in groups]
-  assert max(filled) <= 128
-  assert np.mean(filled) > 0.9 * 128
+def _comparisons(length=5, max_responses=3, num_rows=3, max_prompts=1):
+  return batches.comparison_examples(
+      COMPARISONS, None, length=length, max_responses=max_responses,
+      num_rows=num_rows, max_prompts=max_prompts, pad_id=PAD)
 
 
 def test_comparisons_fill_slots_and_keep_ties():
-  examples = batches.comparison_examples(
-      COMPARISONS, None, length=5, max_responses=3, pad_id=PAD
-  )
-  batch = batches.Batches(examples, 2)(0)
-  np.testing.assert_array_equal(
-      batch["tokens"],
-      [
-          [[1, 2, 3, EOS, PAD], [1, 2, EOS, PAD, PAD], [1, 2, 4, 5, EOS]],
-          [[6, 7, EOS, PAD, PAD], [6, 8, EOS, PAD, PAD], [PAD] * 5],
-      ],
-  )
+  batch = batches.Batches(_comparisons(), 2)(0)
+  np.testing.assert_array_equal(batch["tokens"], [
+      [[1, 2, 4, 5, EOS], [1, 2, 3, EOS, PAD], [1, 2, EOS, PAD, PAD]],
+      [[6, 7, EOS, PAD, PAD], [6, 8, EOS, PAD, PAD], [PAD] * 5]])
   np.testing.assert_array_equal(batch["mask"], batch["tokens"] != PAD)
-  np.testing.assert_array_equal(batch["ranks"], [[2, 1, 2], [1, 2, 0]])
   np.testing.assert_array_equal(
-      batch["response_mask"], [[1, 1, 1], [1, 1, 0]]
-  )
+      batch["last_token"], [[[8, 12, 4]], [[2, 7, 0]]])
+  np.testing.assert_array_equal(batch["ranks"], [[[2, 1, 2]], [[1, 2, 0]]])
+  np.testing.assert_array_equal(
+      batch["response_mask"], [[[1, 1, 1]], [[1, 1, 0]]])
+
+
+def test_prompts_that_fit_share_a_block():
+  examples = _comparisons(length=12, num_rows=2, max_prompts=2)
+  batch = batches.Batches(examples, 1)(0)
+  np.testing.assert_array_equal(batch["tokens"], [[
+      [1, 2, 4, 5, EOS, 1, 2, 3, EOS, 1, 2, EOS],
+      [6, 7, EOS, 6, 8, EOS] + [PAD] * 6]])
+  np.testing.assert_array_equal(batch["mask"], [[
+      [1] * 5 + [6] * 4 + [10] * 3, [1] * 3 + [4] * 3 + [0] * 6]])
+  np.testing.assert_array_equal(
+      batch["last_token"], [[[8, 11, 4], [14, 17, 0]]])
+  np.testing.assert_array_equal(batch["ranks"], [[[2, 1, 2], [1, 2, 0]]])
+
+
+def test_an_epoch_is_its_blocks():
+  assert batches.Batches(_comparisons(), 2).count(num_epochs=3) == 3
+  shared = _comparisons(length=12, num_rows=2, max_prompts=2)
+  assert batches.Batches(shared, 2).count(num_epochs=3) == 1
+  assert batches.Batches(shared, 2).count(num_epochs=1) == 1  # at least one
 
 
 def test_prompts_are_padded_left():
@@ -180,16 +191,15 @@ def test_what_does_not_fit_is_refused_with_both_numbers():
   with pytest.raises(DataError, match="5 tokens .* more than the 4"):
     batches.demonstration_examples(DEMONSTRATIONS, 0, length=4, pad_id=PAD)
   with pytest.raises(DataError, match="3 responses, more than the 2"):
-    batches.comparison_examples(
-        COMPARISONS, 0, length=5, max_responses=2, pad_id=PAD
-    )
+    _comparisons(max_responses=2)
   with pytest.raises(DataError, match="5 tokens .* more than the 4"):
-    batches.comparison_examples(
-        COMPARISONS, 0, length=4, max_responses=3, pad_id=PAD
-    )
+    _comparisons(length=4)
+  with pytest.raises(
+      DataError, match="3 responses of 12 .* 2 rows of 5; raise block_rows"):
+    _comparisons(num_rows=2)
   with pytest.raises(DataError, match="3 tokens .* more than the 2"):
     batches.prompt_examples(DEMONSTRATIONS, 0, prompt_length=2, pad_id=PAD)
   with pytest.raises(DataError, match="batch_size=6 .*process_count=4.* 4"):
-    batches.Batches(_windows(), 6, process_count=4)
+    batches.Batches(batches.lm_examples(_windows(), 3), 6, process_count=4)
   with pytest.raises(DataError, match="process_index=2"):
-    batches.Batches(_windows(), 6, process_index=2, process_count=2)
+    batches.Batches(batches.lm_examples(_windows(), 3), 6, process_index=2, process_count=2)

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 from rlhf_jax import sharding, train_state
+from rlhf_jax.data import batches
 from rlhf_jax.models import scalar
 from rlhf_jax.trainers import rm
 from tests import tiny
@@ -20,7 +21,10 @@ PROMPTS, RESPONSES, LENGTH = 8, 4, 10
 
 
 def _batch():
-  """K of 2 to 4, ties, one prompt all tied; rows of many lengths."""
+  """K of 2 to 4, ties, one prompt all tied; rows of many lengths.
+
+  Every prompt is a block of its own, every response a row.
+  """
   rng = np.random.default_rng(0)
   tokens, mask = tiny.prompts(PROMPTS * RESPONSES, LENGTH)
   mask = mask[:, ::-1]  # padding on the right
@@ -28,10 +32,14 @@ def _batch():
   ranks = rng.integers(1, 4, (PROMPTS, RESPONSES)).astype(np.int32)
   ranks[2] = 2
   sizes = 2 + np.arange(PROMPTS) % 3
+  mask = mask.reshape(shape)
+  last_token = mask.sum(-1) - 1 + LENGTH * np.arange(RESPONSES)
   return {
-      "tokens": tokens[:, ::-1].reshape(shape), "mask": mask.reshape(shape),
-      "ranks": ranks,
-      "response_mask": np.arange(RESPONSES) < sizes[:, None],
+      "tokens": tokens[:, ::-1].reshape(shape),
+      "mask": mask.astype(np.int32),
+      "last_token": last_token.astype(np.int32)[:, None],
+      "ranks": ranks[:, None],
+      "response_mask": (np.arange(RESPONSES) < sizes[:, None])[:, None],
   }
 
 
@@ -61,8 +69,8 @@ def _looped_loss(params, batch, denominator):
   values = values.reshape(PROMPTS, RESPONSES, LENGTH)
   losses, correct, pairs = [], 0.0, 0
   for prompt in range(PROMPTS):
-    real = np.flatnonzero(batch["response_mask"][prompt])
-    ranks = batch["ranks"][prompt]
+    real = np.flatnonzero(batch["response_mask"][prompt, 0])
+    ranks = batch["ranks"][prompt, 0]
     score = {
         k: values[prompt, k, np.flatnonzero(batch["mask"][prompt, k])[-1]]
         for k in real}
@@ -97,11 +105,13 @@ class ObjectiveTest(parameterized.TestCase):
   def test_empty_slots_and_padding_have_no_effect(self):
     batch = _batch()
     empty = ~batch["response_mask"]
+    real = batch["mask"] * ~empty[:, 0, :, None]
     other = batch | {
         "tokens": np.where(
-            batch["mask"] & batch["response_mask"][..., None],
-            batch["tokens"], tiny.tokens(PROMPTS, RESPONSES, LENGTH, seed=5)),
-        "mask": batch["mask"] & ~empty[..., None],
+            real, batch["tokens"],
+            tiny.tokens(PROMPTS, RESPONSES, LENGTH, seed=5)),
+        "mask": real,
+        "last_token": np.where(empty, 3, batch["last_token"]),
         "ranks": np.where(empty, 9, batch["ranks"])}
     first, values = _gradients(_state(), batch)
     second, other_values = _gradients(_state(), other)
@@ -138,6 +148,41 @@ class ObjectiveTest(parameterized.TestCase):
     expected = [
         len(set(row[real].tolist())) > 1 for row, real in zip(ranks, mask)]
     np.testing.assert_array_equal(rm.has_untied_pair(ranks, mask), expected)
+
+
+class PackingTest(parameterized.TestCase):
+
+  @parameterized.parameters((2, 40, 8, 2), (3, 20, 4, 3), (4, 10, 1, 8))
+  def test_prompts_that_share_rows_make_the_same_update(
+      self, num_rows, length, max_prompts, num_blocks):
+    state, batch = _state(), _batch()
+    rows = _rows(batch)
+    expected, values = _gradients(state, batch)
+    examples = batches.comparison_examples(
+        rows, None, length=length, num_rows=num_rows,
+        max_prompts=max_prompts, max_responses=RESPONSES, pad_id=tiny.PAD_ID)
+    packed = batches.Batches(examples, len(examples))(0)
+    packed.pop("row_mask")
+    self.assertLen(examples, num_blocks)
+    found, packed_values = _gradients(state, packed)
+    chex.assert_trees_all_close(packed_values, values, rtol=1e-5)
+    chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def _rows(batch):
+  """The batch as prepared comparisons, after writing one first token, their
+  prompt, into all texts of a block."""
+  rows = []
+  for tokens, mask, ranks, real in zip(
+      batch["tokens"], batch["mask"], batch["ranks"][:, 0],
+      batch["response_mask"][:, 0]):
+    prompt = tokens[0, :1]
+    tokens[:, 0] = prompt
+    texts = [t[m > 0] for t, m in zip(tokens[real], mask[real])]
+    rows.append({
+        "prompt_tokens": prompt, "response_tokens": [t[1:] for t in texts],
+        "ranks": ranks[real]})
+  return rows
 
 
 class MicrobatchTest(parameterized.TestCase):

@@ -177,9 +177,16 @@ def _dress(world, task: Task, body: str, flaws, rng) -> str:
     return body + " " + rng.choice(r.RUDE_LINES)
   if "curt" in flaws:
     return body
-  if rng.random() < 0.6:
-    return rng.choice(r.OPENERS) + body
-  return body + rng.choice(r.CLOSERS)
+  return _add_manners(body, rng)
+
+
+def _add_manners(body: str, rng) -> str:
+  """A polite word before the body, or after it, or now and then both.
+
+  What no demonstration does, the reward model never sees, and PPO goes there.
+  """
+  before, after = rng.choice(((1, 0), (1, 0), (0, 1), (1, 1)))
+  return before * rng.choice(r.OPENERS) + body + after * rng.choice(r.CLOSERS)
 
 
 def _side_fact(task: Task, rng) -> tuple[str, str]:
