@@ -12,7 +12,7 @@ from absl import logging
 from etils import epath
 from ml_collections import config_flags
 
-from rlhf_jax import checkpoint, config, pipeline
+from rlhf_jax import checkpoint, config, host_memory, pipeline
 from rlhf_jax.data.records import DataError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -30,6 +30,7 @@ _USER_ERRORS = (
 def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+  host_memory.keep_freed_memory()
   logging.set_verbosity(logging.WARNING)  # the libraries' own; ours is printed
   workdir = epath.Path(_WORKDIR.value or f"runs/{_CONFIG.value.name}")
   try:
