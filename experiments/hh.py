@@ -42,7 +42,7 @@ def get_config(size: str = "mini"):
   )
   config.pretrain = common.pretrain(size)
   config.sft = common.sft(size)
-  pairs = common.rm(size) | dict(max_responses=2, block_rows=2)
+  pairs = common.rm(size) | dict(max_responses=2, block_rows=1)
   config.rm = pairs | dict(half=0)
   config.judge = pairs | dict(half=1)
   config.rl_init = common.rl_init(size)
@@ -64,6 +64,8 @@ def shrink(config):
   # rows of 512 tokens hold one demonstration to ten
   config.sft.update(batch_size=8, pretrain_batch_size=4, num_steps=300)
   config.rl_init.update(batch_size=8, pretrain_batch_size=4, num_steps=50)
+  for reward_model in (config.rm, config.judge):
+    reward_model.block_rows = 2  # of some five texts
   num_iters = 30
   config.ppo.update(num_iters=num_iters, batch_size=32, ptx_batch_size=8)
   config.ppo.method.update(ema_decay=0.018 ** (1 / num_iters))

@@ -472,9 +472,13 @@ def _lm_errors(tree: Tree, stage: str) -> Iterator[str]:
   if settings["num_steps"] == settings["num_epochs"] == 0:
     yield (f"config.{stage}.num_steps = 0 and num_epochs = 0 leave nothing to "
            "do; set one of them.")
-  elif settings["num_steps"] == 0 == settings["batch_size"]:
+  elif settings["num_steps"] == 0 and (
+      settings["batch_size"] == 0
+      or "demonstrations" not in _lm_streams(settings)):
     yield (f"config.{stage}.num_epochs = {settings['num_epochs']} counts "
-           "demonstrations, but batch_size = 0 of them; set num_steps.")
+           "demonstrations, but the stage reads none (batch_size = "
+           f"{settings['batch_size']}, pretrain_weight = "
+           f"{settings['pretrain_weight']}); set num_steps.")
   unknown = set(settings["eval_streams"]) - {"pretrain", "demonstrations"}
   if unknown or not settings["eval_streams"]:
     yield (f"config.{stage}.eval_streams = {tuple(settings['eval_streams'])} "
@@ -502,7 +506,7 @@ def _rm_errors(tree: Tree, stage: str) -> Iterator[str]:
            "hold config.collect.max_responses = "
            f"{tree['collect']['max_responses']}; raise it to that.")
   length, pair = tree["rm_model"]["context_length"], _pair_length(tree)
-  responses, in_row = settings["max_responses"], length // pair
+  responses, in_row = settings["max_responses"], length // max(pair, 1)
   if 0 < in_row * settings["block_rows"] < responses:
     yield (f"config.{stage}.block_rows = {settings['block_rows']} rows of "
            f"{length} tokens cannot hold {responses} responses of {pair} "

@@ -1,8 +1,8 @@
 """Keeps freed host memory for the next step, where the C library is glibc.
 
 On CPU every step frees its buffers and allocates them again. By default glibc
-hands large ones back to the system, which clears each page anew: a quarter of
-a training step of `mini` on two cores. Results do not depend on it.
+hands large ones back to the system, which clears each page anew. Results do
+not depend on it.
 """
 
 import ctypes
@@ -13,7 +13,7 @@ _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 
 
 def keep_freed_memory() -> bool:
-  """Call before the first computation; False where malloc is not glibc's."""
+  """Call before the first computation; False where libc is not glibc."""
   if platform.libc_ver()[0] != "glibc":
     return False
   mallopt = ctypes.CDLL(None).mallopt

@@ -4,12 +4,14 @@
       [--workdir=DIR] [--config.a.b=VALUE ...]
 """
 
+import re
 import sys
 
 from absl import app
 from absl import flags
 from absl import logging
 from etils import epath
+import jax
 from ml_collections import config_flags
 
 from rlhf_jax import checkpoint, config, host_memory, pipeline
@@ -30,8 +32,9 @@ _USER_ERRORS = (
 def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-  host_memory.keep_freed_memory()
   logging.set_verbosity(logging.WARNING)  # the libraries' own; ours is printed
+  if jax.default_backend() == "cpu":
+    host_memory.keep_freed_memory()
   workdir = epath.Path(_WORKDIR.value or f"runs/{_CONFIG.value.name}")
   try:
     pipeline.run_all(_CONFIG.value, workdir)
@@ -52,9 +55,16 @@ def parse_flags(argv):
   except OSError as error:
     refuse(error)
   except flags.Error as error:
-    # The library adds the whole traceback of an experiment's file. What that
-    # file refuses itself, as a size it does not have, is its last line.
-    refuse(str(error).rpartition("\nValueError: ")[2].strip())
+    refuse(without_traceback(str(error)))
+
+
+def without_traceback(text):
+  """What an experiment's file raised, and where, from the library's account."""
+  places = re.findall(r'File "(.*)", line (\d+)', text)
+  raised = re.findall(r"^ *(\w[\w.]*: .*)", text, re.MULTILINE)
+  if not places:
+    return text
+  return f"{':'.join(places[-1])}: {raised[-1]}"
 
 
 def refuse(error):

@@ -15,6 +15,7 @@ import tabulate
 
 from rlhf_jax import (
     checkpoint, collect, config as config_lib, datasets, metrics, sharding,
+    streams,
 )
 from rlhf_jax.evals import stage as evaluate
 from rlhf_jax.run import Run
@@ -159,6 +160,10 @@ def prepare_first_data(run: Run) -> None:
       if run.config.data[kind] != "collect"
   }
   datasets.prepare_for(run, tuple(sorted(kinds)))
+  if "comparisons" in kinds:
+    for stage in run.config.stages:
+      if STAGES[kind_of(stage)] is rm.train:
+        streams.check_comparisons(run, stage)
 
 
 def reads(stage: str) -> tuple[str, ...]:

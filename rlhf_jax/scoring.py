@@ -15,15 +15,14 @@ from rlhf_jax.run import Run
 
 
 def make_scores(model: Scalar) -> Callable[[Any, Any, Any], jax.Array]:
-  """Builds `scores(params, tokens [..., L], mask [..., L]) -> [...]`.
+  """Builds `scores(params, tokens [B, L], mask [B, L]) -> [B]`.
 
   The score is read at the last real token.
   """
 
   def scores(params, tokens, mask):
-    flat = lambda x: x.reshape(-1, x.shape[-1])
-    values = model.apply({"params": params}, flat(tokens), flat(mask))
-    return scalar.at_last_token(values, flat(mask)).reshape(tokens.shape[:-1])
+    values = model.apply({"params": params}, tokens, mask)
+    return scalar.at_last_token(values, mask)
 
   return scores
 

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from rlhf_jax.data import batches, splits
+from rlhf_jax.data.records import DataError
 from rlhf_jax.run import Run
 
 BatchAt = Callable[[int], dict[str, np.ndarray]]
@@ -44,6 +45,25 @@ def comparisons(run: Run, stage: str, rows: list[Any]) -> batches.Batches:
           max_responses=settings.max_responses,
           pad_id=run.config.model.vocab_size),
       settings.batch_size)
+
+
+def check_comparisons(run: Run, stage: str) -> None:
+  """Raises DataError where `stage` cannot use the prepared comparisons."""
+  settings = run.config[stage]
+  most = max(len(row["ranks"]) for row in run.source("comparisons", "train"))
+  if most > settings.max_responses:
+    raise DataError(
+        f"a prompt of the comparisons has {most} responses, but "
+        f"config.{stage}.max_responses = {settings.max_responses}; set it to "
+        f"{most}")
+  if not comparison_rows(run, "train", settings.half):
+    raise DataError(
+        f"no training comparison falls into config.{stage}.half = "
+        f"{settings.half}; bring more prompts, or set it to None for all")
+  if not len(run.source("comparisons", "validation")):
+    raise DataError(
+        f"no validation comparison to measure {stage!r} by; raise "
+        "config.data.validation_fraction or bring more prompts")
 
 
 def comparison_rows(run: Run, split: str, half: int | None) -> list[Any]:

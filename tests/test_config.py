@@ -211,6 +211,20 @@ class RulesTest(parameterized.TestCase):
     config_lib.validate(
         _config(ppo__method__ptx_coef=0.0, ppo__ptx_batch_size=0), 8)
 
+  def test_epochs_need_demonstrations_that_weigh(self):
+    with self.assertRaisesRegex(
+        config_lib.ConfigError, "pretrain.num_epochs = 1 counts demonstra.*"
+        "reads none .batch_size = 16, pretrain_weight = 1.0.; set num_steps"):
+      config_lib.validate(
+          _config(pretrain__num_steps=0, pretrain__num_epochs=1,
+                  pretrain__batch_size=16), 8)
+
+  def test_lengths_of_zero_are_named(self):
+    with self.assertRaisesRegex(
+        config_lib.ConfigError, "max_response_tokens = 0 must be >= 1"):
+      config_lib.validate(_config(
+          data__max_prompt_tokens=0, data__max_response_tokens=0), 8)
+
   def test_inputs_replace_stages(self):
     folder = self._folder()
     (folder / "done.json").write_text("{}")

@@ -1,5 +1,6 @@
 """Freed memory stays with the process."""
 
+import pathlib
 import platform
 import subprocess
 import sys
@@ -26,7 +27,7 @@ print(resident_mb())
 def resident_after_freeing_300_mb(keep: bool) -> float:
   result = subprocess.run(
       [sys.executable, "-c", PROGRAM.format(keep=keep)], check=True,
-      capture_output=True, text=True)
+      capture_output=True, text=True, cwd=pathlib.Path(__file__).parent.parent)
   return float(result.stdout)
 
 

@@ -16,6 +16,7 @@ import jax
 import pytest
 
 from rlhf_jax import checkpoint, config as config_lib, main, pipeline
+from rlhf_jax.data import splits
 from rlhf_jax.data import tokenizer as tokenizer_lib
 from tests import tiny_run
 
@@ -124,12 +125,20 @@ def test_settings(refuses, args, message):
   refuses(*args, message=message)
 
 
-def test_a_size_that_the_experiment_does_not_have(capsys):
+@pytest.mark.parametrize("body, message", [
+    ("common.model('7b')",
+     r"common.py:\d+: ValueError: unknown size '7b'; the sizes are \['mini'"),
+    ("int('x')", r"mine.py:4: ValueError: invalid literal for int"),
+])
+def test_an_experiment_that_fails(tmp_path, capsys, body, message):
+  path = tmp_path / "mine.py"
+  path.write_text("from experiments import common\n\n"
+                  f"def get_config():\n  {body}\n")
   with pytest.raises(SystemExit) as stopped:
-    call("--config=experiments/ppo_ptx.py:7b")
+    call(f"--config={path}")
   assert stopped.value.code == 2
   printed = capsys.readouterr().err
-  assert printed.startswith("\nerror: unknown size '7b'; the sizes are ['mini'")
+  assert re.match(rf"\nerror: .*{message}", printed), printed
   assert "Traceback" not in printed
 
 
@@ -200,6 +209,29 @@ def test_comparisons(refuses, tmp_path, rows, message):
   path = tmp_path / "data.jsonl"
   path.write_bytes(lines(*rows))
   refuses(RM, f"--config.data.comparisons=jsonl:{path}", message=message)
+
+
+def many(number, **fields):
+  return lines(*[COMPARISON | {"prompt": f"Say {n}."} | fields
+                 for n in range(number)])
+
+
+@pytest.mark.parametrize("content, args, message", [
+    (many(60, responses=list("abcdef"), ranks=[1, 2, 3, 4, 5, 6]), [],
+     r"has 6 responses, but config.rm.max_responses = 5; set it to 6"),
+    (many(60), ["--config.data.validation_fraction=0.0"],
+     r"no validation comparison to measure 'rm' by; raise config.data.valid"),
+    (many(1), ["--config.data.validation_fraction=0.0",
+               "--config.data.test_fraction=0.0",
+               f"--config.rm.half={1 - splits.half_of('Say 0.')}"],
+     r"no training comparison falls into config.rm.half = \d; bring more"),
+])
+def test_comparisons_that_a_reward_model_cannot_use(
+    refuses, tmp_path, content, args, message):
+  path = tmp_path / "data.jsonl"
+  path.write_bytes(content)
+  refuses(RM, f"--config.data.comparisons=jsonl:{path}", *args,
+          message=message)
 
 
 def test_a_file_that_cannot_be_read(refuses, tmp_path):

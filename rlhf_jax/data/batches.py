@@ -131,8 +131,6 @@ def comparison_examples(
   _check_longest(
       source, map(max, lengths), length, "tokens of prompt and response")
   _check_longest(source, map(len, lengths), max_responses, "responses")
-  if not lengths:
-    _refuse_empty(source)
   blocks = packing.pack_prompts(
       lengths, num_rows=num_rows, capacity=length, max_prompts=max_prompts)
 

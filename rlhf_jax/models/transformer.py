@@ -34,9 +34,9 @@ class TransformerConfig:
   so that the padding id `vocab_size` lies inside the table and the table
   divides over the tensor axis. Ids past the vocabulary are never predicted.
   `init_stddev` is that of the matrices and token embeddings, and twice that of
-  the position embeddings: .02 in GPT-2,
-  whose width is 768 and up; in narrow models such embeddings are too alike to
-  be told apart, and copying from the prompt is learnt late or never.
+  the position embeddings: .02 in GPT-2, whose width is 768 and up; in narrow
+  models such embeddings are too alike to be told apart, and copying from the
+  prompt is learnt late or never.
   """
 
   vocab_size: int
@@ -214,8 +214,9 @@ class Transformer(nn.Module):
 
     Args:
       tokens: [B, L].
-      mask: [B, L]; 0 is padding, a number n the n-th text packed into the row
-        (1 or True where a row holds one). Texts do not see each other.
+      mask: [B, L]; 0 is padding, other numbers the texts packed into the
+        row: one number a text, rising along the row (1 or True where a row
+        holds one). Texts do not see each other.
       deterministic: no dropout.
     """
     positions = positions_of(mask)
@@ -249,7 +250,7 @@ def positions_of(mask):
   """Position ids [B, L]: the number of the text's real tokens before, so that
   neither padding on the left nor texts packed before it move a text.
 
-  mask [B, L]: 0 is padding, n the n-th text of the row, rising along it.
+  mask [B, L]: 0 is padding; one number a text, rising along the row.
   """
   texts = mask.astype(jnp.int32)
   real = (texts > 0).astype(jnp.int32)

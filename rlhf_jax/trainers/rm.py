@@ -1,8 +1,8 @@
 """The reward model (InstructGPT 3.5 and C.2).
 
-A prompt is in a batch with all its K responses: K forward passes, all C(K, 2)
-pairs minus ties in one loss, every prompt of equal weight. Afterwards a bias
-makes the demonstrations score 0 on average.
+A prompt is in a batch with all its K responses: each is read once, all C(K, 2)
+pairs minus ties are in one loss, and every prompt of the batch weighs the
+same. Afterwards a bias makes the demonstrations score 0 on average.
 """
 
 from collections.abc import Callable, Iterator
@@ -90,6 +90,7 @@ def train(run: Run, stage: str) -> dict[str, Any]:
   """Trains `stage`; its checkpoint's head holds the demonstrations' bias."""
   settings = run.config[stage]
   model = run.scalar()
+  streams.check_comparisons(run, stage)
   rows = streams.comparison_rows(run, "train", settings.half)
   batch_at = streams.comparisons(run, stage, rows)
   num_steps = batch_at.count(settings.num_epochs)
@@ -144,8 +145,8 @@ def train(run: Run, stage: str) -> dict[str, Any]:
 def closing_figures(
     run: Run, model, params, rows, batch_size: int) -> Iterator:
   """Yields FIGURES: the bias (mean score of training demonstrations), the
-  standard deviations of their scores and of the responses' in `rows`, and the
-  accuracy on validation comparisons."""
+  standard deviations of their scores and of those of the first 1,000 `rows`,
+  and the accuracy on validation comparisons."""
   scorer = scoring.Scorer(run, model, batch_size)
   demonstrations = run.source("demonstrations", "train")
   scores = scorer(params, [
@@ -158,11 +159,11 @@ def closing_figures(
       for response in r["response_tokens"]
   ]
   yield "score_sd", float(np.std(scorer(params, compared)))
-  rows = streams.comparison_rows(run, "validation", None)
+  held_out = streams.comparison_rows(run, "validation", None)
   flat = iter(scorer(params, [
       (r["prompt_tokens"], response)
-      for r in rows for response in r["response_tokens"]]))
-  scores = [[float(next(flat)) for _ in r["ranks"]] for r in rows]
-  yield "validation_accuracy", ranking.accuracy(rows, scores)["mean"]
+      for r in held_out for response in r["response_tokens"]]))
+  scores = [[float(next(flat)) for _ in r["ranks"]] for r in held_out]
+  yield "validation_accuracy", ranking.accuracy(held_out, scores)["mean"]
 
 

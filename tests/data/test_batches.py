@@ -202,4 +202,5 @@ def test_what_does_not_fit_is_refused_with_both_numbers():
   with pytest.raises(DataError, match="batch_size=6 .*process_count=4.* 4"):
     batches.Batches(batches.lm_examples(_windows(), 3), 6, process_count=4)
   with pytest.raises(DataError, match="process_index=2"):
-    batches.Batches(batches.lm_examples(_windows(), 3), 6, process_index=2, process_count=2)
+    batches.Batches(batches.lm_examples(_windows(), 3), 6, process_index=2,
+                    process_count=2)

@@ -50,9 +50,11 @@ def test_blocks_are_full():
 
 
 def test_blocks_of_the_first_prompts_stay_when_prompts_follow():
-  rule = dict(num_rows=5, capacity=128, max_prompts=1)
-  few = packing.pack_prompts(_lengths()[:50], **rule)
-  assert packing.pack_prompts(_lengths(), **rule)[:50] == few
+  rule = dict(num_rows=5, capacity=128, max_prompts=10)
+  few = packing.pack_prompts(_lengths()[:200], **rule)
+  closed = len(few) - packing._OPEN_BLOCKS
+  assert closed > 20
+  assert packing.pack_prompts(_lengths(), **rule)[:closed] == few[:closed]
 
 
 def test_as_many_of_the_longest_texts_as_the_rows_hold_fit():

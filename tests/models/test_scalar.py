@@ -54,14 +54,24 @@ class ReadingTest(parameterized.TestCase):
     np.testing.assert_array_equal(
         scalar.at_last_token(values, mask), [4.0, 6.0, 13.0])
 
-  def test_scores_of_groups_are_scores_of_rows(self):
+  def test_packed_scores_are_those_of_each_text_alone(self):
     model = tiny.scalar()
     params = tiny.params(model)
     tokens, mask = tiny.prompts(6, 12)
-    rows = _scores(model)(params, tokens, mask)
-    groups = _scores(model)(
-        params, tokens.reshape(2, 3, 12), mask.reshape(2, 3, 12))
-    np.testing.assert_allclose(groups, rows.reshape(2, 3), rtol=1e-6)
+    alone = _scores(model)(params, tokens, mask)
+    texts = [row[real] for row, real in zip(tokens, mask)]
+    rows = np.full((1, 2, 36), tiny.PAD_ID, np.int32)
+    marks = np.zeros((1, 2, 36), np.int32)
+    last_token = np.zeros((1, 2, 3), np.int32)
+    for row in range(2):
+      end = 0
+      for k, text in enumerate(texts[3 * row:3 * row + 3]):
+        start, end = end, end + len(text)
+        rows[0, row, start:end], marks[0, row, start:end] = text, k + 1
+        last_token[0, row, k] = 36 * row + end - 1
+    packed = jax.jit(scoring.make_packed_scores(model))(
+        params, rows, marks, last_token)
+    np.testing.assert_allclose(packed[0].ravel(), alone, rtol=1e-4, atol=1e-5)
 
 
 class HeadTest(parameterized.TestCase):

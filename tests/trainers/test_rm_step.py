@@ -156,17 +156,22 @@ class PackingTest(parameterized.TestCase):
   def test_prompts_that_share_rows_make_the_same_update(
       self, num_rows, length, max_prompts, num_blocks):
     state, batch = _state(), _batch()
-    rows = _rows(batch)
+    packed = _packed(
+        batch, length=length, num_rows=num_rows, max_prompts=max_prompts)
+    self.assertLen(packed["ranks"], num_blocks)
     expected, values = _gradients(state, batch)
-    examples = batches.comparison_examples(
-        rows, None, length=length, num_rows=num_rows,
-        max_prompts=max_prompts, max_responses=RESPONSES, pad_id=tiny.PAD_ID)
-    packed = batches.Batches(examples, len(examples))(0)
-    packed.pop("row_mask")
-    self.assertLen(examples, num_blocks)
     found, packed_values = _gradients(state, packed)
     chex.assert_trees_all_close(packed_values, values, rtol=1e-5)
     chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def _packed(batch, **sizes):
+  """The batch's prompts in blocks; writes their first tokens into it."""
+  examples = batches.comparison_examples(
+      _rows(batch), None, max_responses=RESPONSES, pad_id=tiny.PAD_ID, **sizes)
+  packed = batches.Batches(examples, len(examples))(0)
+  packed.pop("row_mask")
+  return packed
 
 
 def _rows(batch):
@@ -187,11 +192,17 @@ def _rows(batch):
 
 class MicrobatchTest(parameterized.TestCase):
 
-  @parameterized.parameters(2, 4)
-  def test_parts_do_not_change_the_update(self, num_microbatches):
-    expected, whole = _gradients(_state(), _batch())
+  @parameterized.parameters((2, False), (4, False), (2, True))
+  def test_parts_do_not_change_the_update(self, num_microbatches, is_packed):
+    batch = _batch()
+    if is_packed:
+      # one part has more prompts than the other
+      batch = _packed(batch, length=40, num_rows=2, max_prompts=8)
+      per_block = batch["response_mask"].any(-1).sum(-1)
+      self.assertNotEqual(per_block[0], per_block[1])
+    expected, whole = _gradients(_state(), batch)
     found, values = _gradients(
-        _state(), _batch(), num_microbatches=num_microbatches)
+        _state(), batch, num_microbatches=num_microbatches)
     chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-6)
     chex.assert_trees_all_close(values, whole, rtol=1e-5)
 
@@ -225,12 +236,17 @@ class MeshTest(parameterized.TestCase):
     mesh, mesh_in_use = tiny.use_mesh(name)
     with mesh_in_use:
       state, shardings = tiny.shard(state, mesh)
-      batch = sharding.put_batch(_batch(), mesh, tiny.AXIS_RULES)
+      batch = sharding.put_batch(_shared_rows(), mesh, tiny.AXIS_RULES)
       step = tiny.jit(step, out_shardings=(shardings, None))
       for _ in range(2):
         state, values = step(state, batch)
     chex.assert_trees_all_close(values, expected_values, rtol=1e-5)
     chex.assert_trees_all_close(state, expected_state, rtol=1e-4, atol=1e-5)
+
+
+def _shared_rows():
+  """A block a prompt, whose responses share rows."""
+  return _packed(_batch(), length=20, num_rows=4, max_prompts=1)
 
 
 @functools.cache
@@ -239,7 +255,7 @@ def _two_steps_without_mesh():
   step = tiny.jit(rm.make_rm_step(
       tiny.scalar(), tiny.adam(), denominator="kept", num_microbatches=1))
   for _ in range(2):
-    state, values = step(state, _batch())
+    state, values = step(state, _shared_rows())
   return state, values
 
 
