@@ -89,8 +89,14 @@ def check_workdir(config, workdir: epath.Path) -> None:
   """Refuses stages that were begun with other settings.
 
   Raises:
-    WorkdirError: names the stage and each key that differs.
+    WorkdirError: names the stage and each key that differs; or the folder's
+      own name cannot stand in a list of files.
   """
+  for folder in (str(workdir), config.inputs.get("collect", "")):
+    if "," in folder:
+      raise WorkdirError(
+          f"{folder!r} has a comma, which would cut its path in two where "
+          "comparisons are read; use another name.")
   for stage in config.stages:
     path = workdir / stage / "settings.json"
     if not path.exists():

@@ -294,6 +294,11 @@ def test_the_workdir_of_another_config(refuses, workdir):
           r"Set them back, use another --workdir, or remove that folder")
 
 
+def test_a_comma_in_the_name(refuses, tmp_path):
+  refuses(f"--workdir={tmp_path / 'a,b'}",
+          message=r"a,b' has a comma, which would cut its path in two")
+
+
 def test_data_that_were_prepared_otherwise(
     refuses, experiment, workdir, tmp_path, capsys):
   path = tmp_path / "data.jsonl"
