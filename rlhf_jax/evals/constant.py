@@ -16,13 +16,16 @@ def best_replies(
     demonstrations: Sequence[Mapping[str, Any]], gold: Sequence[float],
 ) -> dict[str, dict[str, float]]:
   """category -> gold score of the best of 200 constant replies beside the
-  policy's own mean on the same prompts.
+  policy's own mean.
+
+  The best of many is by luck good on a few prompts, so that it is looked for
+  on more of a rare category than the policy answered.
 
   Args:
     world: the Smallworld.
-    rows: held-out prompts.
+    rows: held-out prompts, those that the policy answered first.
     demonstrations: where the constant replies are taken from.
-    gold: the policy's gold scores [len(rows)].
+    gold: the policy's gold scores, of the first `len(gold)` rows.
   """
   replies = sorted(
       {d["response"] for d in demonstrations}, key=unit_hash)[:NUM_REPLIES]
@@ -31,12 +34,16 @@ def best_replies(
     by_category.setdefault(row["category"], []).append(number)
   found = {}
   for category, numbers in sorted(by_category.items()):
+    answered = [n for n in numbers if n < len(gold)]
+    if not answered:
+      continue
     numbers = numbers[:_PROMPTS_PER_CATEGORY]
     means = [
         np.mean([world.judge(rows[n]["prompt"], reply).score
                  for n in numbers]) for reply in replies]
     found[category] = {
         "constant": float(max(means)),
-        "policy": float(np.mean([gold[n] for n in numbers])),
-        "prompts": len(numbers)}
+        "prompts": len(numbers),
+        "policy": float(np.mean([gold[n] for n in answered])),
+        "policy_prompts": len(answered)}
   return found

@@ -6,6 +6,7 @@ labelers are held-out ones, or a reward model that was not optimised against.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
+import itertools
 import json
 from typing import Any
 
@@ -84,7 +85,8 @@ def run_stage(run: Run, stage: str) -> dict[str, Any]:
   }
   if run.world is not None:
     figures["eval"]["best_constant_reply"] = constant.best_replies(
-        run.world, rows, run.source("demonstrations", "train"),
+        run.world, held_out_prompts(run, None),
+        run.source("demonstrations", "train"),
         outcomes[settings.baseline].gold)
   write_samples(run, rows, outcomes)
   run.writer.rewind(stage, -1)
@@ -92,9 +94,10 @@ def run_stage(run: Run, stage: str) -> dict[str, Any]:
   return figures
 
 
-def held_out_prompts(run: Run, limit: int) -> list[Mapping[str, Any]]:
-  source = run.source("prompts", "test")
-  return [source[i] for i in range(min(limit, len(source)))]
+def held_out_prompts(
+    run: Run, limit: int | None) -> list[Mapping[str, Any]]:
+  """The first test prompts, or all (None)."""
+  return list(itertools.islice(run.source("prompts", "test"), limit))
 
 
 def policy_params(run: Run, name: str):

@@ -33,9 +33,18 @@ def test_the_best_mean_counts_not_the_mean_of_the_best():
                  ("b", "z"): 0.25})
   found = constant.best_replies(world, ROWS, REPLIES, [0.5, 0.75, 1.0])
   assert found == {
-      "chat": {"constant": 0.65, "policy": 0.75, "prompts": 2},
-      "other": {"constant": 0.25, "policy": 0.75, "prompts": 1},
+      "chat": {"constant": 0.65, "prompts": 2,
+               "policy": 0.75, "policy_prompts": 2},
+      "other": {"constant": 0.25, "prompts": 1,
+                "policy": 0.75, "policy_prompts": 1},
   }
+
+
+def test_prompts_that_the_policy_did_not_answer_count_for_the_replies_only():
+  world = Table({("a", "x"): 1.0, ("c", "y"): 0.6})
+  found = constant.best_replies(world, ROWS, REPLIES, [0.25])
+  assert found == {"chat": {"constant": 0.5, "prompts": 2,
+                            "policy": 0.25, "policy_prompts": 1}}
 
 
 def test_replies_are_drawn_by_hash_and_without_doubles():
