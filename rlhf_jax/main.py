@@ -11,7 +11,6 @@ from absl import app
 from absl import flags
 from absl import logging
 from etils import epath
-import jax
 from ml_collections import config_flags
 
 from rlhf_jax import checkpoint, config, host_memory, pipeline
@@ -32,9 +31,8 @@ _USER_ERRORS = (
 def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+  host_memory.keep_freed_memory()
   logging.set_verbosity(logging.WARNING)  # the libraries' own; ours is printed
-  if jax.default_backend() == "cpu":
-    host_memory.keep_freed_memory()
   workdir = epath.Path(_WORKDIR.value or f"runs/{_CONFIG.value.name}")
   try:
     pipeline.run_all(_CONFIG.value, workdir)
