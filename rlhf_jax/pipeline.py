@@ -136,10 +136,7 @@ def check_results(run: Run) -> None:
   Raises:
     CheckpointError: something was removed.
   """
-  for stage in run.config.stages:
-    is_given = stage in given_inputs(run.config)
-    if is_given or checkpoint.read_done(run.stage_dir(stage)):
-      continue
+  for stage in unfinished(run):
     for source in config_lib.read_by(run.config, stage):
       directory = run.stage_dir(source)
       left = directory / "checkpoints"
@@ -152,6 +149,15 @@ def check_results(run: Run) -> None:
             f"{left} is gone, and {stage!r} needs it: bring it back, remove "
             f"{directory} so that {source!r} runs again, or set "
             f"config.inputs.{source} to the folder of a finished one.")
+
+
+def unfinished(run: Run) -> list[str]:
+  """The stages that are still to be run here."""
+  return [
+      stage for stage in run.config.stages
+      if stage not in given_inputs(run.config)
+      and not checkpoint.read_done(run.stage_dir(stage))
+  ]
 
 
 def given_inputs(config) -> list[str]:
@@ -167,9 +173,9 @@ def prepare_first_data(run: Run) -> None:
   }
   datasets.prepare_for(run, tuple(sorted(kinds)))
   if "comparisons" in kinds:
-    for stage in run.config.stages:
+    for stage in unfinished(run):
       if STAGES[kind_of(stage)] is rm.train:
-        streams.check_comparisons(run, stage)
+        streams.training_comparisons(run, stage)  # refuses what it cannot use
 
 
 def reads(stage: str) -> tuple[str, ...]:

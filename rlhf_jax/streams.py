@@ -47,16 +47,23 @@ def comparisons(run: Run, stage: str, rows: list[Any]) -> batches.Batches:
       settings.batch_size)
 
 
-def check_comparisons(run: Run, stage: str) -> None:
-  """Raises DataError where `stage` cannot use the prepared comparisons."""
+def training_comparisons(run: Run, stage: str) -> list[Any]:
+  """The comparisons that `stage` learns from.
+
+  Raises:
+    DataError: there are none, or they do not fit, or none to measure it by.
+  """
   settings = run.config[stage]
-  most = max(len(row["ranks"]) for row in run.source("comparisons", "train"))
+  rows = list(run.source("comparisons", "train"))
+  most = max(len(row["ranks"]) for row in rows)
   if most > settings.max_responses:
     raise DataError(
         f"a prompt of the comparisons has {most} responses, but "
         f"config.{stage}.max_responses = {settings.max_responses}; set it to "
         f"{most}")
-  if not comparison_rows(run, "train", settings.half):
+  if settings.half is not None:
+    rows = [r for r in rows if splits.half_of(r["prompt"]) == settings.half]
+  if not rows:
     raise DataError(
         f"no training comparison falls into config.{stage}.half = "
         f"{settings.half}; bring more prompts, or set it to None for all")
@@ -64,14 +71,7 @@ def check_comparisons(run: Run, stage: str) -> None:
     raise DataError(
         f"no validation comparison to measure {stage!r} by; raise "
         "config.data.validation_fraction or bring more prompts")
-
-
-def comparison_rows(run: Run, split: str, half: int | None) -> list[Any]:
-  """Comparisons of a split; `half` 0 or 1 keeps every second prompt."""
-  rows = list(run.source("comparisons", split))
-  if half is None:
-    return rows
-  return [r for r in rows if splits.half_of(r["prompt"]) == half]
+  return rows
 
 
 def prompts(run: Run, stage: str, batch_size: int) -> BatchAt:

@@ -15,7 +15,7 @@ import ml_collections
 import numpy as np
 
 from rlhf_jax import (
-    collect, metrics, rollout, sampler, scoring, sharding, streams,
+    collect, metrics, rollout, sampler, scoring, sharding,
 )
 from rlhf_jax.evals import (
     constant, divergence, intervals, language_loss, preferences, ranking,
@@ -157,7 +157,7 @@ def reward_model_figures(
 ) -> dict[str, Any]:
   """Accuracy on validation prompts: by labeler group where the labelers are
   known, by source otherwise; beside it the rule "the longer reply wins"."""
-  rows = streams.comparison_rows(run, "validation", None)
+  rows = list(run.source("comparisons", "validation"))
   pairs = [
       (row["prompt_tokens"], tokens)
       for row in rows for tokens in row["response_tokens"]]

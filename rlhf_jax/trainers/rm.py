@@ -90,8 +90,7 @@ def train(run: Run, stage: str) -> dict[str, Any]:
   """Trains `stage`; its checkpoint's head holds the demonstrations' bias."""
   settings = run.config[stage]
   model = run.scalar()
-  streams.check_comparisons(run, stage)
-  rows = streams.comparison_rows(run, "train", settings.half)
+  rows = streams.training_comparisons(run, stage)
   batch_at = streams.comparisons(run, stage, rows)
   num_steps = batch_at.count(settings.num_epochs)
   tx = optimizer.cosine_adam(num_steps, **settings.optimizer)
@@ -159,7 +158,7 @@ def closing_figures(
       for response in r["response_tokens"]
   ]
   yield "score_sd", float(np.std(scorer(params, compared)))
-  held_out = streams.comparison_rows(run, "validation", None)
+  held_out = list(run.source("comparisons", "validation"))
   flat = iter(scorer(params, [
       (r["prompt_tokens"], response)
       for r in held_out for response in r["response_tokens"]]))
