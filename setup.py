@@ -17,6 +17,7 @@ setup(
         "flax>=0.12.8,<0.13",
         "grain>=0.2.18",
         "jax>=0.10.2,<0.11",
+        "krippendorff>=0.8",
         "ml-collections>=1.1",
         "numpy>=2.0",
         "optax>=0.2.8,<0.3",

@@ -7,6 +7,7 @@ source's order, for evaluation.
 """
 
 import dataclasses
+import itertools
 import sys
 from typing import Any, Callable, Sequence
 
@@ -151,6 +152,33 @@ def comparison_examples(
             "ranks": ranks, "response_mask": ranks > 0}
 
   return _examples(blocks, seed, to_example)
+
+
+def untied_pairs(source: Sequence, seed: int) -> list[dict[str, Any]]:
+  """Every pair of a prompt's responses that is no tie, as a comparison of two.
+
+  They are shuffled together, for those that follow each other share blocks:
+  the pairs of a prompt should meet no more often than any others.
+
+  Args:
+    source: prepared comparisons.
+    seed: for the order.
+
+  Returns:
+    Comparisons {`prompt_tokens`, `response_tokens` (the better one, the worse
+    one), `ranks` (1, 2)}.
+  """
+  found = []
+  for row in source:
+    ranks, tokens = row["ranks"], row["response_tokens"]
+    found += [
+        {"prompt_tokens": row["prompt_tokens"],
+         "response_tokens": [tokens[i], tokens[j]], "ranks": [1, 2]}
+        for i, j in itertools.permutations(range(len(ranks)), 2)
+        if ranks[i] < ranks[j]
+    ]
+  order = np.random.default_rng(seed).permutation(len(found))
+  return [found[index] for index in order]
 
 
 def pair_examples(

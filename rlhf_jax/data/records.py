@@ -155,11 +155,20 @@ def _read_jsonl(paths):
       except json.JSONDecodeError as error:
         raise DataError(
             f"{origin}: not JSON ({error.msg} at column {error.colno}):"
-            f" {_short(line.decode('utf-8'))}; write one JSON object a line"
+            f" {short(line.decode('utf-8'))}; write one JSON object a line"
         ) from None
       yield row, origin
     if is_empty:
       raise DataError(f"{path}: the file is empty; expected JSON lines")
+
+
+def json_lines(path: str) -> Iterator[tuple[Any, str]]:
+  """(value, "PATH:LINE") of each line of a file, `.gz` or not; blank ones not.
+
+  Raises:
+    DataError: the file cannot be read, or a line is not JSON in UTF-8.
+  """
+  return _read_jsonl([path])
 
 
 def _lines(path: str) -> Iterator[tuple[int, bytes]]:
@@ -230,7 +239,7 @@ def check(row: Any, kind: str, origin: str) -> Record:
   """
   if not isinstance(row, dict):
     raise DataError(
-        f"{origin}: expected a JSON object, got {_short(row)}; a row of"
+        f"{origin}: expected a JSON object, got {short(row)}; a row of"
         f" {kind} has the fields {_wanted(kind)}"
     )
   required, optional = _FIELDS[kind]
@@ -280,7 +289,7 @@ def _text(
 ) -> str:
   if not isinstance(value, str):
     raise DataError(
-        f"{origin}: {name!r} must be text, got {_short(value)}"
+        f"{origin}: {name!r} must be text, got {short(value)}"
         f" ({type(value).__name__})"
     )
   if not value.strip() and not may_be_empty:
@@ -304,7 +313,7 @@ def _ranking(row: Record, origin: str) -> Record:
   ranks = _field(row, "ranks", "comparisons", origin)
   for name, value in (("responses", responses), ("ranks", ranks)):
     if not isinstance(value, list):
-      raise DataError(f"{origin}: {name!r} must be a list, got {_short(value)}")
+      raise DataError(f"{origin}: {name!r} must be a list, got {short(value)}")
   if len(responses) < 2:
     raise DataError(
         f"{origin}: {len(responses)} response(s); a comparison needs at least"
@@ -313,12 +322,12 @@ def _ranking(row: Record, origin: str) -> Record:
   if len(ranks) != len(responses):
     raise DataError(
         f"{origin}: {len(responses)} responses but {len(ranks)} ranks"
-        f" ({_short(ranks)}); give one rank a response"
+        f" ({short(ranks)}); give one rank a response"
     )
   for rank in ranks:
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
       raise DataError(
-          f"{origin}: rank {_short(rank)} in {_short(ranks)}; ranks are whole"
+          f"{origin}: rank {short(rank)} in {short(ranks)}; ranks are whole"
           " numbers from 1 (the best), equal for a tie"
       )
   # A policy may end at once: an empty response is ranked like any other.
@@ -329,7 +338,8 @@ def _ranking(row: Record, origin: str) -> Record:
   return {"responses": responses, "ranks": list(ranks)}
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+  """A value as messages show it: JSON, cut at 80 characters."""
   text = value if isinstance(value, str) else json.dumps(value, default=str)
   text = text.strip()
   return text if len(text) <= 80 else text[:77] + "..."
