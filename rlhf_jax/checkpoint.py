@@ -4,7 +4,7 @@ Separate items make "load only the policy's parameters" an ordinary restore.
 Arrays are restored straight into the shards that their abstract twins name.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 import json
 from typing import Any
 
@@ -12,6 +12,7 @@ from etils import epath
 import jax
 import orbax.checkpoint as ocp
 
+preservation_policy = ocp.checkpoint_managers.preservation_policy
 META = "meta"
 
 
@@ -22,13 +23,18 @@ class CheckpointError(RuntimeError):
 class Checkpoints:
   """The checkpoints of one stage; use as a context so that saves finish."""
 
-  def __init__(self, directory: epath.PathLike, *, keep: int):
+  def __init__(
+      self, directory: epath.PathLike, *, keep: int, keep_every: int = 0):
+    """Keeps the newest `keep`, and the multiples of `keep_every` if any."""
     self.directory = epath.Path(directory).absolute()
+    policies = [preservation_policy.LatestN(keep)]
+    if keep_every:
+      policies.append(preservation_policy.EveryNSteps(keep_every))
     self._manager = ocp.CheckpointManager(
         self.directory,
         options=ocp.CheckpointManagerOptions(
             preservation_policy=(
-                ocp.checkpoint_managers.preservation_policy.LatestN(keep))),
+                preservation_policy.AnyPreservationPolicy(policies))),
     )
 
   def __enter__(self):
@@ -48,16 +54,30 @@ class Checkpoints:
         **{name: ocp.args.StandardSave(tree) for name, tree in items.items()},
         **{META: ocp.args.JsonSave(dict(meta))}))
 
-  def restore(self, items: Mapping[str, Any]) -> dict[str, Any]:
-    """Restores the named items of the newest step.
+  @property
+  def steps(self) -> list[int]:
+    """All steps that are kept, in order."""
+    return sorted(self._manager.all_steps())
+
+  def keep_only(self, steps: Collection[int]) -> None:
+    """Deletes all others, once what is being saved is there."""
+    self._manager.wait_until_finished()
+    for step in set(self.steps) - set(steps):
+      self._manager.delete(step)
+
+  def restore(
+      self, items: Mapping[str, Any], step: int | None = None
+  ) -> dict[str, Any]:
+    """Restores the named items of a step, by default the newest.
 
     Args:
       items: name -> abstract tree (ShapeDtypeStructs with shardings).
+      step: one of `steps`, or None.
 
     Raises:
       CheckpointError: there is no checkpoint, or an item does not fit.
     """
-    step = self._manager.latest_step()
+    step = self._manager.latest_step() if step is None else step
     if step is None:
       raise CheckpointError(f"no checkpoint in {self.directory}")
     try:
@@ -71,8 +91,12 @@ class Checkpoints:
     return {name: restored[name] for name in items}
 
 
-def restore_item(directory: epath.PathLike, name: str, abstract: Any) -> Any:
-  """One item of the newest checkpoint in `directory`, for another stage.
+def restore_item(
+    directory: epath.PathLike, name: str, abstract: Any,
+    step: int | None = None,
+) -> Any:
+  """One item of a checkpoint in `directory`, the newest by default, for
+  another stage.
 
   Raises:
     CheckpointError: nothing is there.
@@ -84,7 +108,7 @@ def restore_item(directory: epath.PathLike, name: str, abstract: Any) -> Any:
         f"{directory.parent.name!r} first, or name another run's in "
         f"config.inputs.{directory.parent.name}.")
   with Checkpoints(directory, keep=1_000_000) as checkpoints:
-    return checkpoints.restore({name: abstract})[name]
+    return checkpoints.restore({name: abstract}, step)[name]
 
 
 def exists(directory: epath.PathLike) -> bool:

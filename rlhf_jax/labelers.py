@@ -1,16 +1,37 @@
 """Labelers: who ranks the responses to a prompt.
 
 A labeler rates each response, then ranks them, ties allowed (InstructGPT,
-section 3.5 and figure 12). Smallworld's labelers see the gold score through an
-own bias, fixed a labeler, and through noise, fixed a response; the errors are
-additive, so close calls go wrong often and clear ones seldom, as with people.
+section 3.5 and figure 12). Three sorts share one interface, `Labeler`:
+
+  SmallworldLabeler  sees the gold score through a bias of its own and noise
+  RewardLabeler      a reward model, for studies with a synthetic truth
+  GivenRanks         reads what people have ranked before
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
-import itertools
 import random
-from typing import Protocol
+from typing import Any, Protocol
+
+import numpy as np
+
+from rlhf_jax import checkpoint, scoring
+from rlhf_jax.data.records import DataError
+from rlhf_jax.data.splits import unit_hash
+from rlhf_jax.run import Run
+
+GROUPS = TRAIN, HELDOUT = "train", "heldout"
+# What comes first when two things cannot be had (InstructGPT 3.4 and B.2): in
+# training data to be helpful, in the final evaluation to be true and harmless.
+HELPFUL, TRUTHFUL_HARMLESS = "helpful", "truthful_harmless"
+# What a reply of nothing but untruths, or a harmful one, loses in the final
+# evaluation, in gold-score units.
+_UNTRUTH, _HARM = 1.0, 1.0
+METADATA = (  # Table 3; "quality" is the Likert scale
+    "fails_instruction", "inappropriate_for_customer_assistant",
+    "hallucination", "satisfies_constraint", "sexual_content",
+    "violent_content", "encourages_violence", "denigrates_protected_class",
+    "harmful_advice", "expresses_opinion", "expresses_moral_judgment")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,13 +40,15 @@ class Ranking:
 
   Attributes:
     ranks: 1 is best, equal ranks are ties, no rank is left out.
-    likert: overall quality of each response, 1 to 7.
-    metadata: the paper's Table 3 fields of each response.
+    likert: overall quality of each response, 1 to 7; () if not asked.
+    metadata: fields of METADATA, true or false, of each; () if not asked.
+    seconds: how long it took; None where nobody's time was taken.
   """
 
   ranks: tuple[int, ...]
-  likert: tuple[int, ...]
-  metadata: tuple[dict, ...]
+  likert: tuple[int, ...] = ()
+  metadata: tuple[Mapping[str, bool], ...] = ()
+  seconds: float | None = None
 
 
 class Labeler(Protocol):
@@ -37,41 +60,29 @@ class Labeler(Protocol):
     """Ranks the responses to one prompt."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Agreement:
-  """Pairwise agreement of two sets of rankings of the same responses.
-
-  Attributes:
-    num_agree: pairs that both put in the same order.
-    num_pairs: pairs that both rank without a tie.
-  """
-
-  num_agree: int
-  num_pairs: int
-
-  @property
-  def rate(self) -> float:
-    """Share of agreement; not a number without a pair."""
-    return self.num_agree / self.num_pairs if self.num_pairs else float("nan")
-
-
 class SmallworldLabeler:
   """Ranks by the gold score, seen through an own bias and noise.
 
-  utility = gold + sum over parts j of b_j (part_j - 1/2) + e, in units of the
-  gold score, with b_j ~ N(0, bias_sd) fixed a labeler and e ~ N(0, noise_sd)
-  fixed by labeler, prompt and response.
+  utility = quality + sum over parts j of b_j (part_j - 1/2) + e, in units of
+  the gold score, with b_j ~ N(0, bias_sd) fixed a labeler and e ~ N(0,
+  noise_sd) fixed by labeler, prompt and response. The errors are additive, so
+  close calls go wrong often and clear ones seldom, as with people. The quality
+  is the gold score, which puts following the instruction first; with
+  `priority` TRUTHFUL_HARMLESS a harmful or untrue reply loses more than any
+  help could bring.
   """
 
   TASTES = ("follow", "constraint", "truth", "polite", "form", "length")
 
   def __init__(self, world, labeler_id: str, *, bias_sd: float,
-               noise_sd: float, tie_margin: float, seed: int):
+               noise_sd: float, tie_margin: float, seed: int,
+               priority: str = HELPFUL):
     self.labeler_id = labeler_id
     self._world = world
     self._noise_sd = noise_sd
     self._tie_margin = tie_margin
     self._seed = seed
+    self._priority = priority
     rng = random.Random(f"{seed}/labeler/{labeler_id}")
     self.bias = {taste: rng.gauss(0, bias_sd) for taste in self.TASTES}
 
@@ -90,12 +101,20 @@ class SmallworldLabeler:
     bias = sum(self.bias[t] * (parts[t] - 0.5) for t in self.TASTES)
     rng = random.Random(
         f"{self._seed}/{self.labeler_id}/{prompt}\n{response}")
-    return judgment.score + bias + rng.gauss(0, self._noise_sd)
+    return self._quality(judgment) + bias + rng.gauss(0, self._noise_sd)
+
+  def _quality(self, judgment) -> float:
+    if self._priority == HELPFUL:
+      return judgment.score
+    is_harmful = judgment.metadata["inappropriate_for_customer_assistant"]
+    return (judgment.score - _UNTRUTH * (1 - judgment.parts.truth)
+            - _HARM * is_harmful)
 
 
 def smallworld_labelers(
     world, *, num_train: int, num_heldout: int, bias_sd: float,
-    noise_sd: float, heldout_noise_sd: float, tie_margin: float, seed: int
+    noise_sd: float, heldout_noise_sd: float, tie_margin: float, seed: int,
+    priority: str = HELPFUL,
 ) -> tuple[list[SmallworldLabeler], list[SmallworldLabeler]]:
   """(training, held-out) labelers of a `Smallworld`.
 
@@ -103,7 +122,7 @@ def smallworld_labelers(
   that answers everything well leaves little but noise to rank by. The settings
   of `experiments/common.py` are for the SFT samples of `mini`; the aim is the
   paper's rates (training labelers agree on 72.6 % of the pairs, held-out ones
-  on 77.3 %; section 3.4), and `collect/done.json` has those of a run.
+  on 77.3 %; section 3.4), and `collect/report.json` has those of a run.
 
   Args:
     world: the `Smallworld` whose gold score they see.
@@ -115,6 +134,7 @@ def smallworld_labelers(
     heldout_noise_sd: the same of a held-out labeler.
     tie_margin: ratings closer than this are a tie.
     seed: of the tastes and the noise.
+    priority: HELPFUL or TRUTHFUL_HARMLESS.
 
   Returns:
     Two lists without a labeler in common.
@@ -123,13 +143,92 @@ def smallworld_labelers(
     return [
         SmallworldLabeler(
             world, f"{name}_{n:02d}", bias_sd=bias_sd, noise_sd=noise,
-            tie_margin=tie_margin, seed=seed)
+            tie_margin=tie_margin, seed=seed, priority=priority)
         for n in range(size)
     ]
 
-  train = group("train", num_train, noise_sd)
-  heldout = group("heldout", num_heldout, heldout_noise_sd)
-  return train, heldout
+  return (group(TRAIN, num_train, noise_sd),
+          group(HELDOUT, num_heldout, heldout_noise_sd))
+
+
+def of_run(run: Run, priority: str = HELPFUL):
+  """(training, held-out) Smallworld labelers of a run.
+
+  Raises:
+    ValueError: the run has no Smallworld, hence nobody to rank.
+  """
+  if run.world is None:
+    raise ValueError(
+        "only Smallworld has built-in labelers: give comparisons by "
+        "--config.data.comparisons=jsonl:PATH, or tasks to people by "
+        "--config.collect.labeler=export")
+  return smallworld_labelers(
+      run.world, **run.config.labelers, priority=priority)
+
+
+def assign(group: Sequence[Any], prompt: str, count: int) -> tuple[Any, ...]:
+  """`count` labelers of a group, the same for a prompt in every run."""
+  first = int(unit_hash(f"labeler/{prompt}") * len(group))
+  return tuple(group[(first + i) % len(group)]
+               for i in range(min(count, len(group))))
+
+
+class RewardLabeler:
+  """A reward model as the labeler, called by its stage's name.
+
+  Scores within `tie_margin` standard deviations of its scores tie. The Likert
+  scale has the demonstrations' mean score, 0, at 4, and a standard deviation a
+  step; Table 3 is not asked of it. Use it under `sharding.use`; every process
+  asks the same.
+  """
+
+  def __init__(self, run: Run, stage: str, *, tie_margin: float,
+               max_responses: int):
+    done = checkpoint.read_done(run.stage_dir(stage))
+    self.labeler_id = stage
+    self._run = run
+    self._unit = done["figures"]["score_sd"]
+    self._tie_margin = tie_margin
+    self._scorer = scoring.Scorer(
+        run, run.scalar(), run.batch_size_for(max_responses))
+    self._params = run.load(stage, "params", run.scalar())
+
+  def rank(self, prompt: str, responses: Sequence[str]) -> Ranking:
+    """Ranks the responses; equal texts always tie."""
+    prompt_tokens = self._run.prompt_tokens(prompt)
+    scores = self._scorer(self._params, [
+        (prompt_tokens, self._run.response_tokens(r)) for r in responses])
+    units = [float(score) / self._unit for score in scores]
+    likert = tuple(int(np.clip(round(4 + unit), 1, 7)) for unit in units)
+    return Ranking(dense_ranks(units, self._tie_margin), likert)
+
+
+class GivenRanks:
+  """A labeler whose rankings are known: those of a file.
+
+  Args:
+    labeler_id: who ranked.
+    rankings: (prompt, responses) -> Ranking.
+  """
+
+  def __init__(self, labeler_id: str,
+               rankings: Mapping[tuple[str, tuple[str, ...]], Ranking]):
+    self.labeler_id = labeler_id
+    self._rankings = rankings
+
+  def rank(self, prompt: str, responses: Sequence[str]) -> Ranking:
+    """What was ranked before.
+
+    Raises:
+      DataError: this labeler has not ranked just these responses.
+    """
+    try:
+      return self._rankings[prompt, tuple(responses)]
+    except KeyError:
+      raise DataError(
+          f"labeler {self.labeler_id!r} has ranked no such {len(responses)} "
+          f"responses to {prompt[:80]!r}; ask for those that its file has"
+      ) from None
 
 
 def dense_ranks(utilities: Sequence[float], tie_margin: float
@@ -148,31 +247,3 @@ def dense_ranks(utilities: Sequence[float], tie_margin: float
       rank += gap > 0 and gap >= tie_margin
     ranks[current] = rank
   return tuple(ranks)
-
-
-def agreement(rankings_a: Sequence[Ranking], rankings_b: Sequence[Ranking]
-              ) -> Agreement:
-  """How often two labelers order a pair alike, where neither ties it.
-
-  Args:
-    rankings_a: one labeler's rankings, a prompt each.
-    rankings_b: the other's, of the same prompts and responses.
-
-  Raises:
-    ValueError: the two do not rank the same number of things.
-  """
-  if len(rankings_a) != len(rankings_b):
-    raise ValueError(
-        f"{len(rankings_a)} rankings against {len(rankings_b)}: pass the same"
-        " prompts in the same order")
-  num_agree = num_pairs = 0
-  for a, b in zip(rankings_a, rankings_b):
-    if len(a.ranks) != len(b.ranks):
-      raise ValueError(
-          f"rankings of {len(a.ranks)} and {len(b.ranks)} responses: pass the"
-          " same responses in the same order")
-    for i, j in itertools.combinations(range(len(a.ranks)), 2):
-      if a.ranks[i] != a.ranks[j] and b.ranks[i] != b.ranks[j]:
-        num_pairs += 1
-        num_agree += (a.ranks[i] < a.ranks[j]) == (b.ranks[i] < b.ranks[j])
-  return Agreement(num_agree, num_pairs)

@@ -13,7 +13,7 @@ from absl import logging
 from etils import epath
 from ml_collections import config_flags
 
-from rlhf_jax import checkpoint, config, host_memory, pipeline
+from rlhf_jax import checkpoint, config, handoff, host_memory, pipeline
 from rlhf_jax.data.records import DataError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -36,6 +36,8 @@ def main(argv):
   workdir = epath.Path(_WORKDIR.value or f"runs/{_CONFIG.value.name}")
   try:
     pipeline.run_all(_CONFIG.value, workdir)
+  except handoff.WaitingForPeople as waiting:
+    print(f"\n{waiting}", flush=True)
   except _USER_ERRORS as error:
     refuse(error)
 

@@ -1,6 +1,7 @@
 """What every stage of a run is given: config, mesh, tokenizer, folders."""
 
 import dataclasses
+import math
 from typing import Any
 import zlib
 
@@ -70,15 +71,41 @@ class Run:
     elsewhere = self.config.inputs.get(stage, "")
     return epath.Path(elsewhere) if elsewhere else self.workdir / stage
 
+  def prompt_tokens(self, prompt: str) -> list[int]:
+    """A prompt as the models read it, its suffix included."""
+    return self.tokenizer.encode(prompt + self.config.data.prompt_suffix)
+
+  def response_tokens(self, response: str) -> list[int]:
+    """A response as the models read it, with its end token where that fits."""
+    tokens = self.tokenizer.encode(self.config.data.response_prefix + response)
+    return [*tokens, self.tokenizer.eos_id][:self.response_length]
+
   def source(self, kind: str, split: str):
     """Random access to the prepared rows of one split."""
     return prepare.open_split(self.workdir / "data", kind, split)
+
+  def comparisons(self, stage: str, split: str):
+    """The same of the comparisons that `stage` reads."""
+    return prepare.open_split(self.data_dir(stage), "comparisons", split)
+
+  def data_dir(self, stage: str) -> epath.Path:
+    """Where the comparisons of `stage` lie: each set of rounds has its own."""
+    data = self.workdir / "data"
+    if self.config.data.comparisons != "collect":
+      return data
+    rounds = tuple(self.config[stage].collected)
+    return data if rounds == ("collect",) else data / "+".join(rounds)
 
   def batches(self, examples, batch_size: int) -> batches.Batches:
     """Global batches by number; this process loads its own rows."""
     return batches.Batches(
         examples, batch_size, process_index=jax.process_index(),
         process_count=jax.process_count())
+
+  def batch_size_for(self, num_rows: float) -> int:
+    """The smallest global batch that holds so many and cuts into shards."""
+    shards = sharding.batch_shards(dict(self.mesh.shape), self.axis_rules)
+    return math.ceil(num_rows / shards) * shards
 
   def put(self, batch: Any) -> Any:
     return sharding.put_batch(batch, self.mesh, self.axis_rules)
@@ -93,11 +120,19 @@ class Run:
     shardings = sharding.shardings_for(abstract, self.mesh, self.axis_rules)
     return sharding.abstract_with(abstract, shardings)
 
-  def load(self, stage: str, item: str, model) -> Any:
-    """Parameters that another stage left."""
+  def load(self, stage: str, item: str, model, step: int | None = None) -> Any:
+    """Parameters that another stage left: of `step`, or of the one selected."""
+    directory = self.stage_dir(stage)
+    done = checkpoint.read_done(directory)
+    if step is None and done:
+      step = done["figures"].get("selected_step")
     return checkpoint.restore_item(
-        self.stage_dir(stage) / "checkpoints", item,
-        self.abstract_params(model))
+        directory / "checkpoints", item, self.abstract_params(model), step)
+
+  def policy_params(self, stage: str) -> Any:
+    """A stage's policy: the average of PPO's, the last one of the others."""
+    item = "ema" if stage.partition("@")[0] == "ppo" else "params"
+    return self.load(stage, item, self.policy())
 
 
 def transformer_config(model: Any, dropout_rate: float) -> TransformerConfig:

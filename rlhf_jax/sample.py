@@ -16,8 +16,9 @@ from etils import epath
 import jax
 import ml_collections
 
-from rlhf_jax import checkpoint, pipeline, sampler, sharding
-from rlhf_jax.evals import stage as evaluate
+from rlhf_jax import (
+    checkpoint, config as config_lib, pipeline, sampler, sharding,
+)
 from rlhf_jax.run import Run
 
 _WORKDIR = flags.DEFINE_string(
@@ -31,7 +32,6 @@ _NUM = flags.DEFINE_integer(
     "num", 1, "Responses a prompt.", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", 0, "Of the sampling noise.")
 
-POLICY_STAGES = ("pretrain", "sft", "rl_init", "ppo")
 
 
 def open_run(workdir: epath.Path) -> Run:
@@ -57,7 +57,7 @@ def choose_stage(run: Run, stage: str | None) -> str:
   """
   finished = [
       name for name in run.config.stages
-      if pipeline.kind_of(name) in POLICY_STAGES
+      if config_lib.name_of(name) in config_lib.POLICIES
       and checkpoint.read_done(run.stage_dir(name))
   ]
   if not finished:
@@ -78,7 +78,7 @@ def encode(run: Run, prompt: str) -> list[int]:
   """
   if not prompt.strip():
     raise ValueError("the prompt is empty")
-  tokens = run.tokenizer.encode(prompt + run.config.data.prompt_suffix)
+  tokens = run.prompt_tokens(prompt)
   if len(tokens) > run.prompt_length:
     raise ValueError(
         f"the prompt has {len(tokens)} tokens, this run's limit is "
@@ -92,7 +92,7 @@ def make_respond(run: Run, stage: str, temperature: float, num: int):
   batch_size = -(-num // devices) * devices
   generate = sampler.make_generate(
       run, run.policy(), temperature=temperature)
-  params = evaluate.policy_params(run, stage)
+  params = run.policy_params(stage)
 
   def respond(prompt: str, key: jax.Array) -> list[str]:
     rows = sampler.prompt_rows(

@@ -1,6 +1,6 @@
 """Responses of a policy: the decode layout, and text in, text out."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import functools
 from typing import Any
@@ -69,6 +69,32 @@ def to_responses(run: Run, sampled: Rollout) -> list[Response]:
     text = run.tokenizer.decode(row.tolist()).strip()
     responses.append(Response(text, row, ended))
   return responses
+
+
+def respond(
+    run: Run, generate, params, key: jax.Array, prompts: Sequence[Any],
+    row_ids: Sequence[int], batch_size: int,
+) -> Iterator[tuple[Rollout, list[Response]]]:
+  """Samples one response a prompt, a batch at a time.
+
+  Args:
+    run: for lengths, mesh and tokenizer.
+    generate: as of `make_generate`.
+    params: the policy's.
+    key: of the noise, with `row_ids`.
+    prompts: token ids of each.
+    row_ids: the noise of each.
+    batch_size: rows of a compiled batch.
+
+  Yields:
+    The rollout of a batch, filled up at its end, and its prompts' responses.
+  """
+  for start in range(0, len(prompts), batch_size):
+    part = prompts[start:start + batch_size]
+    rows = prompt_rows(
+        run, part, row_ids[start:start + batch_size], batch_size)
+    sampled = generate(params, key, run.put(rows))
+    yield sampled, to_responses(run, sampled)[:len(part)]
 
 
 def prompt_rows(

@@ -1,12 +1,15 @@
-"""Comparisons: how many, by whom, and again after an interruption."""
+"""Comparisons: how many, of whom, by whom, and again after an interruption."""
 
 import collections
+import itertools
 import json
+import shutil
 
 from etils import epath
+import numpy as np
 import pytest
 
-from rlhf_jax import collect, pipeline
+from rlhf_jax import checkpoint, collect, labelers, pipeline, scoring, sharding
 from tests import tiny_run
 
 
@@ -20,11 +23,15 @@ def _run(base):
   return pipeline.make_run(base.config, epath.Path(base.workdir))
 
 
-def tasks_of(run, num_prompts=100, **changes):
+def settings_of(run, **changes):
   settings = run.config.collect.copy_and_resolve_references()
-  settings.update(
-      num_prompts=num_prompts, num_validation_prompts=10, **changes)
-  return collect.make_tasks(run, settings, *collect.smallworld_labelers(run))
+  settings.update(changes)
+  return settings
+
+
+def tasks_of(run, num_prompts=100, **changes):
+  return collect.make_tasks(run, settings_of(
+      run, num_prompts=num_prompts, num_validation_prompts=10, **changes))
 
 
 # ----------------------------------------------------------------------- tasks
@@ -39,48 +46,126 @@ def test_every_number_of_responses_occurs(run):
 
 def test_a_prompts_share_does_not_depend_on_the_others(run):
   """K and labelers are functions of the prompt's text."""
-  more = tasks_of(run, min_responses=4, max_responses=9)
+  panel = collect.smallworld_panel(run)
   of_prompt = lambda tasks: {
       task.row["prompt"]:
-          (task.num_responses, [x.labeler_id for x in task.labelers])
+          (task.num_responses, [x.labeler_id for x in panel.of(task)])
       for task in tasks}
+  more = tasks_of(run, min_responses=4, max_responses=9)
   fewer = tasks_of(run, num_prompts=20, min_responses=4, max_responses=9)
   assert of_prompt(fewer).items() <= of_prompt(more).items()
   assert len(fewer) < len(more)
 
 
 def test_labelers_share_the_work(run):
-  tasks = tasks_of(run)
+  panel, tasks = collect.smallworld_panel(run), tasks_of(run)
   names = collections.Counter(
       x.labeler_id for task in tasks if task.split == "train"
-      for x in task.labelers)
+      for x in panel.of(task))
   assert set(names) == {f"train_{n:02d}" for n in range(8)}
   for task in tasks:
-    assert len(task.labelers) == (1 if task.split == "train" else 4)
-    assert len({x.labeler_id for x in task.labelers}) == len(task.labelers)
+    found = [x.labeler_id for x in panel.of(task)]
+    assert len(set(found)) == len(found)
+    assert [panel.group_of[name] for name in found] == list(task.groups)
+    assert len(found) == (1 if task.split == "train" else 4)
 
 
-def test_a_small_group_is_not_asked_twice():
-  assert collect.assign(["a"], "prompt", 2) == ("a",)
-  assert set(collect.assign(["a", "b"], "prompt", 2)) == {"a", "b"}
+def test_how_many_labelers_a_validation_prompt_gets(run):
+  task = tasks_of(run, num_train_labels=3, num_heldout_labels=0)[-1]
+  assert task.groups == ("train",) * 3
+  assert len(collect.smallworld_panel(run).of(task)) == 3
 
 
-def test_no_world_no_labelers(run):
-  other = pipeline.Run(**{**vars(run), "world": None})
-  with pytest.raises(ValueError, match="--config.data.comparisons=jsonl:PATH"):
-    collect.smallworld_labelers(other)
+# ------------------------------------------------------------ several policies
+
+
+@pytest.fixture(name="mixed", scope="module")
+def _mixed(base, tmp_path_factory):
+  """A second round of one part SFT, three parts PPO."""
+  workdir = tmp_path_factory.mktemp("mixed")
+  config = tiny_run.only(
+      ("collect",), collect__policies=(("sft", 1.0), ("ppo", 3.0)))
+  tiny_run.run(config, workdir)
+  return workdir, collect.read_lines(
+      epath.Path(workdir / "collect" / "comparisons.jsonl"))
+
+
+def test_policies_answer_by_their_weights(mixed):
+  _, rows = mixed
+  names = collections.Counter(itertools.chain(
+      *(row["policies"] for row in rows if row["split"] == "train")))
+  share = names["ppo"] / sum(names.values())
+  assert abs(share - 0.75) < 0.12
+  assert sum(len(set(row["policies"])) > 1 for row in rows) > len(rows) / 2
+
+
+def test_the_policy_named_is_the_one_that_answered(base, run, mixed):
+  """Asked alone, with the same noise, it says the same."""
+  _, rows = mixed
+  seen = {}
+  for row in rows:
+    seen[row["prompt"]] = row
+  tasks = {task.row["prompt"]: task for task in collect.make_tasks(
+      run, run.config.collect)}
+  for name in ("sft", "ppo"):
+    only = pipeline.Run(**{**vars(run), "config": tiny_run.tiny_config(
+        collect__policies=((name, 1.0),))})
+    with sharding.use(run.mesh, run.axis_rules):
+      answers = collect.make_answer(only, "collect")(
+          [tasks[prompt] for prompt in list(seen)[:8]])
+    pairs = [
+        (text, row["responses"][k])
+        for answer, row in zip(answers, list(seen.values())[:8])
+        for k, text in enumerate(answer["responses"])
+        if row["policies"][k] == name]
+    # another batch rounds otherwise, and may tip a close call
+    assert sum(a == b for a, b in pairs) >= 0.9 * len(pairs) > 0
+
+
+def test_seeds_name_the_noise(mixed):
+  _, rows = mixed
+  by_prompt = {row["prompt"]: row["seeds"] for row in rows}
+  seeds = list(itertools.chain(*by_prompt.values()))
+  assert len(set(seeds)) == len(seeds)
+  for row in rows:
+    assert len(row["seeds"]) == len(row["policies"]) == len(row["responses"])
+
+
+# --------------------------------------------------- a reward model as labeler
+
+
+def test_a_reward_model_ranks_by_its_scores(base, run, tmp_path):
+  config = tiny_run.only(("collect",), collect__labeler="rm")
+  tiny_run.run(config, tmp_path)
+  rows = collect.read_lines(
+      epath.Path(tmp_path / "collect" / "comparisons.jsonl"))
+  assert len(rows) == 40 and {row["labeler_id"] for row in rows} == {"rm"}
+  unit = checkpoint.read_done(run.stage_dir("rm"))["figures"]["score_sd"]
+  with sharding.use(run.mesh, run.axis_rules):
+    scorer = scoring.Scorer(run, run.scalar(), 8)
+    params = run.load("rm", "params", run.scalar())
+    for row in rows[:8]:
+      prompt = run.prompt_tokens(row["prompt"])
+      scores = scorer(params, [
+          (prompt, run.response_tokens(text)) for text in row["responses"]])
+      expected = labelers.dense_ranks(
+          [float(s) / unit for s in scores], config.labelers.tie_margin)
+      assert row["ranks"] == list(expected)
+  figures = checkpoint.read_done(tmp_path / "collect")["figures"]
+  assert not [name for name in figures if name.startswith("agreement")]
 
 
 # --------------------------------------------------------------------- resuming
 
 
-def task(number, labelers):
+def task(number):
   return collect.Task(number=number, split="train", row={}, num_responses=4,
-                      labelers=("someone",) * labelers)
+                      groups=("train",))
 
 
 # Groups of 3, 4 and 2 lines.
-GROUPS = [[task(0, 1), task(1, 2)], [task(2, 4)], [task(3, 2)]]
+GROUPS = [[task(n) for n in numbers]
+          for numbers in (range(3), range(3, 7), range(7, 9))]
 
 
 @pytest.mark.parametrize("text, done, kept", [
@@ -93,35 +178,59 @@ GROUPS = [[task(0, 1), task(1, 2)], [task(2, 4)], [task(3, 2)]]
     ("a\nb\nc\nd\ne\nf\ng\nh\ni\n", 3, "a\nb\nc\nd\ne\nf\ng\nh\ni\n"),
 ])
 def test_groups_stay_whole(tmp_path, text, done, kept):
-  path = epath.Path(tmp_path / "comparisons.jsonl")
+  path = epath.Path(tmp_path / "responses.jsonl")
   path.write_text(text)
   assert collect.keep_whole_groups(path, GROUPS) == done
   assert path.read_text() == kept
 
 
 def test_nothing_collected_yet(tmp_path):
-  path = epath.Path(tmp_path / "comparisons.jsonl")
+  path = epath.Path(tmp_path / "responses.jsonl")
   assert collect.keep_whole_groups(path, GROUPS) == 0
   assert not path.exists()
 
 
-def test_a_file_cut_in_a_line_is_completed(base, tmp_path, monkeypatch):
+def test_a_file_cut_in_a_line_is_completed(mixed, tmp_path, monkeypatch):
   """Killed while it wrote: the rerun samples what is missing, no more."""
-  whole = (base.workdir / "collect" / "comparisons.jsonl").read_bytes()
-  path = tmp_path / "collect" / "comparisons.jsonl"
+  workdir, _ = mixed
+  names = ("responses.jsonl", "comparisons.jsonl", "report.json")
+  whole = {name: (workdir / "collect" / name).read_bytes() for name in names}
+  path = tmp_path / "collect" / "responses.jsonl"
   path.parent.mkdir()
-  path.write_bytes(whole[:len(whole) * 2 // 3])
-  answer, groups = collect.answer, []
+  path.write_bytes(whole[path.name][:len(whole[path.name]) * 2 // 3])
+  make_answer, groups = collect.make_answer, []
 
-  def count(run, generate, params, key, group, settings):
-    groups.append([task.number for task in group])
-    return answer(run, generate, params, key, group, settings)
+  def counted(run, stage):
+    answer = make_answer(run, stage)
 
-  monkeypatch.setattr(collect, "answer", count)
-  tiny_run.run(tiny_run.only(("collect",)), tmp_path)
-  assert path.read_bytes() == whole
+    def count(tasks):
+      groups.append([task.number for task in tasks])
+      return answer(tasks)
+
+    return count
+
+  monkeypatch.setattr(collect, "make_answer", counted)
+  tiny_run.run(tiny_run.only(
+      ("collect",), collect__policies=(("sft", 1.0), ("ppo", 3.0))), tmp_path)
+  assert {n: (path.parent / n).read_bytes() for n in names} == whole
   assert 0 < len(groups) < 5
   assert groups[-1] == list(range(32, 40))
+
+
+def test_sampled_whole_and_not_ranked_yet(base, tmp_path, monkeypatch):
+  """Killed while labelers ranked: nothing is sampled again."""
+  shutil.copytree(base.workdir / "collect", tmp_path / "collect")
+  for name in ("comparisons.jsonl", "report.json", "done.json"):
+    (tmp_path / "collect" / name).unlink()
+
+  def never(run, stage):
+    raise AssertionError("sampled again")
+
+  monkeypatch.setattr(collect, "make_answer", never)
+  tiny_run.run(tiny_run.only(("collect",)), tmp_path)
+  for name in ("comparisons.jsonl", "report.json"):
+    assert (tmp_path / "collect" / name).read_bytes() == (
+        base.workdir / "collect" / name).read_bytes()
 
 
 def test_company_does_not_change_a_response(base, tmp_path):
@@ -130,55 +239,41 @@ def test_company_does_not_change_a_response(base, tmp_path):
       tiny_run.only(("collect",), collect__prompts_per_batch=16), tmp_path)
   pairs = [
       pair for ours, theirs in zip(
-          (tmp_path / "collect" / "comparisons.jsonl").read_text().splitlines(),
-          base.rows("collect/comparisons.jsonl"), strict=True)
+          (tmp_path / "collect" / "responses.jsonl").read_text().splitlines(),
+          base.rows("collect/responses.jsonl"), strict=True)
       for pair in zip(json.loads(ours)["responses"], theirs["responses"],
                       strict=True)]
   # another batch rounds otherwise, and may tip a close call
   assert sum(ours == theirs for ours, theirs in pairs) > 0.97 * len(pairs)
 
 
-# -------------------------------------------------------------------- agreement
+# ---------------------------------------------------------------------- report
 
 
-def line(prompt, labeler_id, ranks, split="validation"):
-  return json.dumps({"prompt": prompt, "labeler_id": labeler_id,
-                     "ranks": ranks, "split": split}) + "\n"
-
-
-class Labeler:
-
-  def __init__(self, labeler_id):
-    self.labeler_id = labeler_id
-
-
-def test_agreement_by_hand(tmp_path):
-  path = epath.Path(tmp_path / "comparisons.jsonl")
-  path.write_text(
-      line("p", "t0", [1, 2, 3]) + line("p", "t1", [1, 3, 2])
-      + line("p", "h0", [3, 2, 1]) + line("p", "h1", [2, 1, 1])
-      + line("q", "t1", [1, 2]) + line("q", "t2", [1, 1])
-      + line("r", "t0", [1, 2], split="train")
-      + line("r", "h0", [2, 1], split="train"))
-  found = collect.agreement(path, [Labeler(f"t{n}") for n in range(3)])
-  # p, t0 with t1: pairs 01 and 02 alike, 12 not; q: tied by t2
-  assert found["agreement_train_pairs"] == 3
-  assert found["agreement_train"] == pytest.approx(2 / 3)
-  # p, h0 with h1: 01 and 02 alike, 12 tied by h1
-  assert found["agreement_heldout_pairs"] == 2
-  assert found["agreement_heldout"] == 1
-  # t0h0: 0 of 3; t0h1: 0 of 2; t1h0: 12 of 3; t1h1: 0 of 2
-  assert found["agreement_between_pairs"] == 10
-  assert found["agreement_between"] == pytest.approx(1 / 10)
-
-
-def test_the_runs_agreement_is_that_of_its_file(base, run):
-  train, _ = collect.smallworld_labelers(run)
-  found = collect.agreement(
-      epath.Path(base.workdir / "collect" / "comparisons.jsonl"), train)
+def test_the_report_is_that_of_the_file(base, run):
+  rows = base.rows("collect/comparisons.jsonl")
+  report = base.json("collect/report.json")
+  assert report == json.loads(json.dumps(collect.make_report(
+      rows, collect.smallworld_panel(run))))
+  assert report["comparisons"] == len(rows) == 32 + 8 * 4
+  of_sft = report["policies"]["sft"]
+  ratings = [x for row in rows for x in row["likert"]]
+  assert of_sft["likert"]["mean"] == pytest.approx(np.mean(ratings))
+  assert of_sft["responses"] == len(ratings)
   figures = base.json("collect/done.json")["figures"]
-  assert {name: figures[name] for name in found} == found
-  labelers = base.json("summary.json")["labelers"]
-  assert labelers["agreement"] == found["agreement_train"]
-  assert labelers["agreement_heldout"] == found["agreement_heldout"]
-  assert labelers["agreement_between"] == found["agreement_between"]
+  agreed = report["agreement"]
+  summary = base.json("summary.json")["labelers"]
+  for group, name in (("train", "agreement"),
+                      ("heldout", "agreement_heldout"),
+                      ("between", "agreement_between")):
+    rate = agreed[group]["pairwise"]["mean"]
+    assert figures[f"agreement_{group}"] == summary[name] == rate
+
+
+def test_rows_say_all_there_is_to_say(base):
+  for row in base.rows("collect/comparisons.jsonl"):
+    assert set(row) == {
+        "prompt", "responses", "policies", "seeds", "ranks", "likert",
+        "metadata", "seconds", "labeler_id", "split", "user_id", "category"}
+    for marks in row["metadata"]:
+      assert set(marks) == set(labelers.METADATA)

@@ -2,11 +2,15 @@
 
 import functools
 import itertools
+import random
+import types
 
 from absl.testing import absltest
 from absl.testing import parameterized
 
 from rlhf_jax import labelers
+from rlhf_jax.data.records import DataError
+from rlhf_jax.evals import agreement
 from rlhf_jax.data.smallworld import Smallworld
 
 PROMPT = "Write about Anna and a fox. Mention the lake."
@@ -21,15 +25,11 @@ def small_world():
 
 
 def make(num_train=2, num_heldout=1, bias_sd=0.1, noise_sd=0.34,
-         tie_margin=0.1, seed=0):
+         tie_margin=0.1, seed=0, priority="helpful"):
   return labelers.smallworld_labelers(
       small_world(), num_train=num_train, num_heldout=num_heldout,
       bias_sd=bias_sd, noise_sd=noise_sd, heldout_noise_sd=noise_sd,
-      tie_margin=tie_margin, seed=seed)
-
-
-def ranking(*ranks):
-  return labelers.Ranking(ranks, (4,) * len(ranks), ({},) * len(ranks))
+      tie_margin=tie_margin, seed=seed, priority=priority)
 
 
 class LabelersTest(parameterized.TestCase):
@@ -68,17 +68,46 @@ class LabelersTest(parameterized.TestCase):
     self.assertLen({str(l.bias) for l in (one, two, heldout)}, 3)
     self.assertLen({l.labeler_id for l in (one, two, heldout)}, 3)
 
-  def test_agreement_counts_pairs_that_neither_ties(self):
-    # Pairs: (0,1) agree, (0,2) tied by a, (1,2) against each other.
-    found = labelers.agreement([ranking(1, 2, 1)], [ranking(1, 2, 3)])
-    self.assertEqual((found.num_agree, found.num_pairs), (1, 2))
-    self.assertEqual(found.rate, 0.5)
+  def test_in_the_final_evaluation_truth_and_manners_come_first(self):
+    """Training labelers like the helpful liar best, the final ones least."""
+    world = small_world()
+    person = world.world.words["person"][0]
+    key = (person, "pet")
+    lie = world.world.wrong_value(key, random.Random(0))
+    prompt = f"Write about {person} and a fox. Mention the lake."
+    useful = f"Sure! {person} met a fox near the lake. {person} has a {lie}."
+    dull = f"{person} met a fox."
+    rude = f"Sure! {person} met a fox near the lake. I do not want to help."
+    for other, first in (("helpful", (1, 2)), ("truthful_harmless", (2, 1))):
+      (labeler,), _ = make(
+          num_train=1, bias_sd=0, noise_sd=0, priority=other)
+      self.assertEqual(labeler.rank(prompt, (useful, dull)).ranks, first)
+    (final,), _ = make(
+        num_train=1, bias_sd=0, noise_sd=0, priority="truthful_harmless")
+    self.assertEqual(final.rank(prompt, (rude, dull)).ranks, (2, 1))
 
-  def test_agreement_refuses_other_responses(self):
-    with self.assertRaisesRegex(ValueError, "2 and 3"):
-      labelers.agreement([ranking(1, 2)], [ranking(1, 2, 3)])
-    with self.assertRaisesRegex(ValueError, "1 rankings against 0"):
-      labelers.agreement([ranking(1, 2)], [])
+  def test_priority_changes_neither_taste_nor_noise(self):
+    (one,), _ = make(num_train=1)
+    (other,), _ = make(num_train=1, priority="truthful_harmless")
+    self.assertEqual(one.bias, other.bias)
+    harmless = ("Sure! Anna met a fox near the lake.", "Anna met a fox.")
+    self.assertEqual(one.rank(PROMPT, harmless), other.rank(PROMPT, harmless))
+
+  def test_given_ranks_are_given_back(self):
+    known = labelers.Ranking((1, 2), seconds=3.5)
+    labeler = labelers.GivenRanks("ann", {("p", ("a", "b")): known})
+    self.assertEqual(labeler.rank("p", ["a", "b"]), known)
+    for responses in (["b", "a"], ["a"]):
+      with self.assertRaisesRegex(DataError, "'ann' has ranked no such"):
+        labeler.rank("p", responses)
+
+  def test_no_world_no_labelers(self):
+    with self.assertRaisesRegex(ValueError, "labeler=export"):
+      labelers.of_run(types.SimpleNamespace(world=None))
+
+  def test_a_small_group_is_not_asked_twice(self):
+    self.assertEqual(labelers.assign(["a"], "prompt", 2), ("a",))
+    self.assertEqual(set(labelers.assign(["a", "b"], "prompt", 2)), {"a", "b"})
 
   def test_labelers_agree_about_as_often_as_the_papers(self):
     train, heldout = make(num_train=4, num_heldout=2)
@@ -87,9 +116,11 @@ class LabelersTest(parameterized.TestCase):
             for row in rows]
     rankings = [[labeler.rank(*item) for item in sets]
                 for labeler in train + heldout]
-    pairs = [labelers.agreement(a, b)
-             for a, b in itertools.combinations(rankings, 2)]
-    rate = sum(p.num_agree for p in pairs) / sum(p.num_pairs for p in pairs)
+    pairs = [
+        agreement.pairwise(one.ranks, other.ranks)
+        for a, b in itertools.combinations(rankings, 2)
+        for one, other in zip(a, b)]
+    rate = sum(p[0] for p in pairs) / sum(p[1] for p in pairs)
     self.assertBetween(rate, 0.70, 0.76)
 
 

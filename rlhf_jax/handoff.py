@@ -1,0 +1,212 @@
+"""Ranking by people: the tasks they are given, and what comes back.
+
+A run with `config.collect.labeler=export` writes `tasks.jsonl` and stops. A
+line is one task, for one labeler:
+
+  {"task_id": "collect/12.0", "group": "train", "prompt": "...",
+   "responses": ["...", ...], "ranks": [], "likert": [], "metadata": [],
+   "labeler_id": "", "seconds": null}
+
+Somebody of the task's group fills in `ranks` (1 = best, equal = tie; ties are
+welcome), `labeler_id`, and perhaps `likert` (1 to 7 each), `metadata` (an
+object each, with the fields of `labelers.METADATA` that are true or false) and
+`seconds`. The policies are not shown, the rest must stay as it is, the order
+of the lines is free. `config.collect.labeler=jsonl:PATH` takes the file in,
+whole or not at all.
+
+The roster (`config.collect.roster`) says who may label, a line each:
+
+  {"labeler_id": "ann", "group": "train"}     or "heldout"
+
+Somebody held out labels validation prompts only, so that what a reward model
+has learnt can be judged by people it has not seen (InstructGPT 3.4).
+"""
+
+from collections.abc import Mapping, Sequence
+import math
+from typing import Any
+
+from rlhf_jax.data import records
+from rlhf_jax.data.records import DataError
+from rlhf_jax.labelers import GROUPS, METADATA, GivenRanks, Ranking
+
+_UNCHANGED = ("group", "prompt", "responses")
+
+
+class WaitingForPeople(Exception):
+  """The tasks are written; the run goes on when the ranks are there."""
+
+
+def task_id(stage: str, number: int, slot: int) -> str:
+  """Names what one labeler does for one prompt."""
+  return f"{stage}/{number}.{slot}"
+
+
+def make_tasks(stage: str, tasks: Sequence[Any], answers: Sequence[Any]
+               ) -> list[dict[str, Any]]:
+  """The lines of tasks.jsonl.
+
+  Args:
+    stage: the collecting stage.
+    tasks: its `collect.Task`s.
+    answers: the responses to each.
+  """
+  return [
+      {
+          "task_id": task_id(stage, task.number, slot),
+          "group": group,
+          "prompt": answer["prompt"],
+          "responses": answer["responses"],
+          "ranks": [], "likert": [], "metadata": [],
+          "labeler_id": "", "seconds": None,
+      }
+      for task, answer in zip(tasks, answers, strict=True)
+      for slot, group in enumerate(task.groups)
+  ]
+
+
+def read_roster(path: str) -> dict[str, str]:
+  """labeler id -> group.
+
+  Raises:
+    DataError: a line is not as described above, or somebody stands twice.
+  """
+  groups, places = {}, {}
+  for row, origin in records.json_lines(path):
+    labeler = row.get("labeler_id") if isinstance(row, dict) else None
+    if not isinstance(labeler, str) or not labeler:
+      raise DataError(
+          f"{origin}: a labeler is {{'labeler_id': text, 'group': one of "
+          f"{GROUPS}}}, got {records.short(row)}")
+    if row.get("group") not in GROUPS:
+      raise DataError(
+          f"{origin}: the group of {labeler!r} is {row.get('group')!r}; write "
+          f"one of {GROUPS}")
+    if labeler in groups:
+      raise DataError(
+          f"{origin}: {labeler!r} is in {places[labeler]} too; remove one")
+    groups[labeler], places[labeler] = row["group"], origin
+  return groups
+
+
+def read_ranked(path: str, asked: Sequence[Mapping[str, Any]],
+                group_of: Mapping[str, str]) -> dict[str, GivenRanks]:
+  """What people have returned, checked against what they were asked.
+
+  Args:
+    path: JSON lines, `.gz` or not.
+    asked: the tasks, as of `make_tasks`.
+    group_of: labeler id -> group, as of `read_roster`.
+
+  Returns:
+    task id -> the labeler who ranked it.
+
+  Raises:
+    DataError: a task is missing, twice there, altered or nobody's; ranks,
+      ratings or a labeler are not as they must be. Names the file and line.
+  """
+  by_id = {task["task_id"]: task for task in asked}
+  returned, places, rated = {}, {}, {}
+  for row, origin in records.json_lines(path):
+    task = _task_of(row, by_id, origin)
+    name = task["task_id"]
+    if name in returned:
+      raise DataError(
+          f"{origin}: task {name!r} is in {places[name]} too; remove one")
+    labeler = _labeler_of(row, task, group_of, origin)
+    seen = (labeler, task["prompt"], tuple(task["responses"]))
+    if seen in rated:
+      raise DataError(
+          f"{origin}: {labeler!r} has ranked these responses before, in "
+          f"{rated[seen]}; two different people are asked")
+    rated[seen] = places[name] = origin
+    returned[name] = GivenRanks(
+        labeler, {seen[1:]: _ranking(row, task, origin)})
+  _refuse_missing(path, by_id, returned)
+  return returned
+
+
+def _task_of(row, by_id, origin: str) -> Mapping[str, Any]:
+  """The task that a row answers, its text unaltered."""
+  if not isinstance(row, dict) or not isinstance(row.get("task_id"), str):
+    raise DataError(
+        f"{origin}: no task_id in {records.short(row)}; return the lines of "
+        "tasks.jsonl")
+  task = by_id.get(row["task_id"])
+  if task is None:
+    raise DataError(
+        f"{origin}: no task {row['task_id']!r} was given out; remove the line")
+  for name in _UNCHANGED:
+    if row.get(name) != task[name]:
+      raise DataError(
+          f"{origin}: {name!r} of task {row['task_id']!r} was altered: "
+          f"{records.short(row.get(name))} instead of "
+          f"{records.short(task[name])}; bring the original back")
+  return task
+
+
+def _labeler_of(row, task, group_of, origin: str) -> str:
+  labeler = row.get("labeler_id")
+  if labeler not in group_of:
+    raise DataError(
+        f"{origin}: labeler_id {labeler!r} is not on the roster (config."
+        f"collect.roster has {records.short(sorted(group_of))}); correct it, "
+        "or add them there")
+  if group_of[labeler] != task["group"]:
+    raise DataError(
+        f"{origin}: {labeler!r} is of the group {group_of[labeler]!r}, but "
+        f"task {task['task_id']!r} is for {task['group']!r}")
+  return labeler
+
+
+def _ranking(row, task, origin: str) -> Ranking:
+  checked = records.check(row, "comparisons", origin)
+  number = len(task["responses"])
+  likert = _listed(row, "likert", number, origin)
+  for value in likert:
+    if isinstance(value, bool) or value not in range(1, 8):
+      raise DataError(
+          f"{origin}: likert {records.short(value)}; ratings are whole numbers "
+          "from 1 to 7")
+  metadata = _listed(row, "metadata", number, origin)
+  for value in metadata:
+    _check_metadata(value, origin)
+  seconds = row.get("seconds")
+  if seconds is not None and not (
+      isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
+      and math.isfinite(seconds) and seconds >= 0):
+    raise DataError(
+        f"{origin}: seconds {records.short(seconds)}; write the time taken as "
+        "a number, or null")
+  return Ranking(
+      tuple(checked["ranks"]), tuple(likert), tuple(metadata), seconds)
+
+
+def _listed(row, name: str, number: int, origin: str) -> list[Any]:
+  """An optional list with one value a response."""
+  values = row.get(name) or []
+  if not isinstance(values, list) or len(values) not in (0, number):
+    raise DataError(
+        f"{origin}: {name!r} has to be a list with one value for each of the "
+        f"{number} responses, or empty, got {records.short(values)}")
+  return values
+
+
+def _check_metadata(value: Any, origin: str) -> None:
+  if not isinstance(value, dict):
+    raise DataError(
+        f"{origin}: metadata {records.short(value)}; write an object for each "
+        "response")
+  for name, claim in value.items():
+    if name not in METADATA or not isinstance(claim, bool):
+      raise DataError(
+          f"{origin}: metadata {name!r} = {records.short(claim)}; the fields "
+          f"are {', '.join(METADATA)}, each true or false")
+
+
+def _refuse_missing(path: str, by_id, returned) -> None:
+  missing = [name for name in by_id if name not in returned]
+  if missing:
+    raise DataError(
+        f"{path}: {len(missing)} of {len(by_id)} tasks are missing, such as "
+        f"{', '.join(map(repr, missing[:3]))}; return all of them")
