@@ -186,6 +186,7 @@ def pretrain(size: str) -> dict:
       num_epochs=0,
       dropout_rate=0.0,
       num_microbatches=1,
+      select="last",
       eval_streams=("pretrain",),
       optimizer=adam(learning_rate=rate, final_fraction=0.1,
                      warmup_steps=warmup)
@@ -214,6 +215,9 @@ def sft(size: str) -> dict:
       num_epochs=0 if mini else 16,
       dropout_rate=0.0 if mini else 0.2,
       num_microbatches=1,
+      # the checkpoint of the lowest validation "loss", the "last", or by the
+      # stage sft_select that of the best "rm_score"
+      select="loss",
       eval_streams=("pretrain", "demonstrations"),
       optimizer=adam(learning_rate=rate, final_fraction=0.1, warmup_steps=0),
       size=size,
@@ -240,6 +244,7 @@ def rl_init(size: str) -> dict:
       num_epochs=0 if mini else 2,
       dropout_rate=0.0,  # the paper does not say
       num_microbatches=1,
+      select="last",
       eval_streams=("pretrain", "demonstrations"),
       optimizer=adam(learning_rate=rate, final_fraction=0.1, warmup_steps=0),
       size=size,
@@ -264,26 +269,51 @@ def collect(size: str) -> dict:
   """Comparisons: K = 4..9 responses a prompt, ranked by labelers (3.4)."""
   mini = size == MINI
   return dict(
-      policy="sft",
+      # (stage, weight): each response is drawn from one of them
+      policies=(("sft", 1.0),),
+      # "smallworld" | a reward model's stage | "export": write tasks for
+      # people and stop | "jsonl:FILE": take in what they ranked
+      labeler="smallworld",
+      roster="",  # FILE of who may label, where people do
       num_prompts=4_500 if mini else 33_207,  # of the training split
       num_validation_prompts=200 if mini else 17_887,
       min_responses=4,
       max_responses=9,
       temperature=1.0,
       prompts_per_batch=32,
+      num_train_labels=2,  # labelers of a validation prompt, of each group
+      num_heldout_labels=2,
+  )
+
+
+def sft_select(size: str) -> dict:
+  """The SFT checkpoint whose samples score best (C.1); see config.sft.select."""
+  mini = size == MINI
+  return dict(
+      candidates="sft",
+      reward_model="rm",
+      num_prompts=256 if mini else 1_653,
+      temperature=1.0,
+      batch_size=128 if mini else 64,
   )
 
 
 def rm(size: str) -> dict:
   """The reward model (C.2): one epoch, cosine to 10 %, 64 prompts a batch.
 
-  At mini two epochs, for there are few prompts.
+  At mini two epochs, for there are few prompts; a step holds some 23 of them,
+  with 360 pairs.
   """
   mini = size == MINI
   return dict(
       # a 6B model needs an sft of its own size: config.inputs.rm_sft
       init_from="sft" if reward_model_size(size) == size else "rm_sft",
+      collected=("collect",),  # the rounds it learns from, if not given data
       half=placeholder(int),  # 0 or 1: train on every second prompt only
+      # (index, count): labelers are dealt into groups, one is left out (E.2)
+      fold=placeholder(tuple),
+      max_prompts=placeholder(int),  # train on the first so many only
+      batching="kwise",  # all pairs of a prompt at once | "pairs": each alone
       # blocks: of one prompt, or at mini of some three that share the rows
       batch_size=8 if mini else 64,
       block_rows=5 if mini else 9,  # of context_length
@@ -298,6 +328,25 @@ def rm(size: str) -> dict:
       keep_checkpoints=2,
       optimizer=adam(learning_rate=1e-3 if mini else 9e-6,
                      final_fraction=0.1, warmup_steps=0),
+  )
+
+
+def rm_pairs(size: str) -> dict:
+  """`rm` with every pair an example of its own, all pairs shuffled together:
+  what over-fits within an epoch (3.5).
+
+  A step holds about as many pairs as one of `rm` (at mini 390 for 360, at the
+  paper's sizes 1,024 for some 1,200), so that learning rate, schedule and steps
+  an epoch stay comparable. Each response is read once a pair, so such a step
+  costs some five times as much.
+  """
+  mini = size == MINI
+  return rm(size) | dict(
+      batching="pairs",
+      # blocks: of some ten pairs at mini, else of one
+      batch_size=40 if mini else 1_024,
+      block_rows=5 if mini else 2,
+      num_microbatches=5 if mini else 32,  # each of the size of one of `rm`
   )
 
 
@@ -357,6 +406,7 @@ def evaluate(size: str) -> dict:
       reference="rl_init",  # KL is to it
       reward_model="rm",
       judge="labelers",  # or a reward-model stage that was not optimised
+      collected=("collect",),  # whose validation part measures reward models
       num_prompts=512 if mini else 3_196,
       temperature=1.0,
       batch_size=128 if mini else 64,

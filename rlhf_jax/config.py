@@ -21,18 +21,22 @@ from rlhf_jax.models.transformer import ATTENTION_PATTERNS, REMAT_POLICIES
 # Stage -> which rules its sub-tree follows.
 STAGES = {
     "pretrain": "lm", "sft": "lm", "rl_init": "lm", "collect": "collect",
-    "rm": "rm", "judge": "rm", "ppo": "ppo", "evaluate": "evaluate",
+    "rm": "rm", "judge": "rm", "sft_select": "select", "ppo": "ppo",
+    "evaluate": "evaluate",
 }
 READS = {  # the sources of each (as in datasets.py)
     "pretrain": "pretrain", "sft": "pretrain demonstrations",
     "rl_init": "pretrain demonstrations", "collect": "prompts",
     "rm": "demonstrations comparisons", "judge": "demonstrations comparisons",
+    "sft_select": "prompts",
     "ppo": "prompts pretrain",
     "evaluate": "prompts pretrain demonstrations comparisons",
 }
-POLICIES = ("pretrain", "sft", "rl_init", "ppo")  # leave a `config.model`
+# leave a `config.model`
+POLICIES = ("pretrain", "sft", "sft_select", "rl_init", "ppo")
 REWARD_MODELS = ("rm", "judge")  # leave a `config.rm_model`
 LABELERS = "labelers"  # as evaluate.judge: no model
+SMALLWORLD, EXPORT = "smallworld", "export"  # as collect.labeler
 
 _TOP = ("name seed stages inputs model rm_model mesh axis_rules decode data "
         "smallworld labelers").split()
@@ -46,13 +50,18 @@ _CLAIMS = {
     "in [0, 1)": lambda x: 0 <= x < 1,
     "in (0, 1]": lambda x: 0 < x <= 1,
     "0 or 1 (a half), or None (all)": lambda x: x in (None, 0, 1),
+    "None (all) or >= 1": lambda x: x is None or x >= 1,
+    "None or (index, count) with 0 <= index < count and 2 <= count":
+        lambda x: x is None or _is_fold(x),
 }
 _ONE_OF = {  # choices of the keys that are "one of" them
     "reward_unit": ("raw", "sd"),
     "denominator": ("kept", "all_pairs"),
+    "batching": ("kwise", "pairs"),
     "dtype": ("float32", "bfloat16"),
     "remat": tuple(REMAT_POLICIES),
     "attention_pattern": ATTENTION_PATTERNS,
+    "select": ("last", "loss", "rm_score"),
 }
 _ADAM = {"> 0": "learning_rate eps clip_norm", "in [0, 1)": "b1 b2"}
 _COSINE_ADAM = _ADAM | {
@@ -92,21 +101,31 @@ KEYS = {
                 "keep_checkpoints",
         "in [0, 1]": "pretrain_weight",
         "in [0, 1)": "dropout_rate",
+        "one of": "select",
         "anything": "init_from eval_streams optimizer"},
     "lm.optimizer": _COSINE_ADAM,
     "collect": {
-        ">= 1": "num_prompts num_validation_prompts prompts_per_batch",
+        ">= 1": "num_prompts num_validation_prompts prompts_per_batch "
+                "num_train_labels",
+        ">= 0": "num_heldout_labels",
         ">= 2": "min_responses max_responses",
         "> 0": "temperature",
-        "anything": "policy"},
+        "anything": "policies labeler roster"},
+    "select": {
+        ">= 1": "num_prompts batch_size",
+        ">= 0": "temperature",
+        "anything": "candidates reward_model"},
     "rm": {
         ">= 1": "batch_size block_rows block_prompts num_epochs "
                 "num_microbatches eval_batch_size keep_checkpoints",
         ">= 2": "max_responses",
         ">= 0": "every_log_steps every_save_steps",
         "0 or 1 (a half), or None (all)": "half",
-        "one of": "denominator",
-        "anything": "init_from optimizer"},
+        "None or (index, count) with 0 <= index < count and 2 <= count":
+            "fold",
+        "None (all) or >= 1": "max_prompts",
+        "one of": "denominator batching",
+        "anything": "init_from collected optimizer"},
     "rm.optimizer": _COSINE_ADAM,
     "ppo": {
         ">= 1": "num_iters batch_size keep_checkpoints",
@@ -129,7 +148,8 @@ KEYS = {
         ">= 1": "num_prompts batch_size pretrain_batch_size "
                 "max_pretrain_batches",
         ">= 0": "temperature",
-        "anything": "policies baseline reference reward_model judge"},
+        "anything": "policies baseline reference reward_model judge "
+                    "collected"},
 }
 MAX_RESPONSES = 16
 # How often and in how many parts: a finished stage does not depend on it.
@@ -189,7 +209,8 @@ def stage_keys(config: ml_collections.ConfigDict, stage: str) -> Tree:
   names = ["seed", stage]
   if kind_of(stage) != "rm":
     names.append("model")
-  if kind_of(stage) in ("rm", "ppo", "evaluate"):
+  if kind_of(stage) in ("rm", "select", "ppo", "evaluate") or (
+      kind_of(stage) == "collect" and _is_reward_labeler(tree, stage)):
     names.append("rm_model")
   if any(tree["data"][kind] == "smallworld" for kind in used):
     names.append("smallworld")
@@ -214,7 +235,7 @@ def differing(old: Tree, new: Tree) -> list[str]:
 def sources_of(tree: Tree, stage: str) -> set[str]:
   """The kinds of records (`config.data`) that a stage's result comes from."""
   learnt = {"pretrain"} if tree["data"]["tokenizer"] == "train" else set()
-  return learnt | set(READS[stage.partition("@")[0]].split())
+  return learnt | set(READS[name_of(stage)].split())
 
 
 def read_by(config: ml_collections.ConfigDict, stage: str) -> list[str]:
@@ -223,10 +244,15 @@ def read_by(config: ml_collections.ConfigDict, stage: str) -> list[str]:
   return list(dict.fromkeys(source for _, source, _ in readings))
 
 
+def name_of(stage: str) -> str:
+  """"ppo@2", a later round, and "rm@pairs", a variant, are "ppo" and "rm"."""
+  return stage.partition("@")[0]
+
+
 def kind_of(stage: str) -> str | None:
-  """What STAGES says of "ppo" and of "ppo@2", a later round; else None."""
-  name, at, number = stage.partition("@")
-  return STAGES.get(name) if number.isdigit() or not at else None
+  """What STAGES says of a stage, a later round or a variant; else None."""
+  _, at, which = stage.partition("@")
+  return STAGES.get(name_of(stage)) if which.isalnum() or not at else None
 
 
 # ------------------------------------------------------------------ shape
@@ -321,10 +347,17 @@ def _readings(tree: Tree, stage: str) -> Iterator[tuple[str, str, tuple]]:
   if kind in ("lm", "rm", "ppo") and settings["init_from"]:
     yield name("init_from"), settings["init_from"], POLICIES
   if kind == "collect":
-    yield name("policy"), settings["policy"], POLICIES
-  if "collect" in {tree["data"][kind] for kind in sources_of(tree, stage)}:
-    yield "config.data.comparisons", "collect", ("collect",)
-  if kind in ("ppo", "evaluate"):
+    for policy, _ in settings["policies"]:
+      yield name("policies"), policy, POLICIES
+    if _is_reward_labeler(tree, stage):
+      yield name("labeler"), settings["labeler"], REWARD_MODELS
+  if "comparisons" in sources_of(tree, stage) and (
+      tree["data"]["comparisons"] == "collect"):
+    for source in settings["collected"]:
+      yield name("collected"), source, ("collect",)
+  if kind == "select":
+    yield name("candidates"), settings["candidates"], ("sft", "rl_init")
+  if kind in ("ppo", "select", "evaluate"):
     yield name("reward_model"), settings["reward_model"], REWARD_MODELS
   if kind == "evaluate":
     for policy in settings["policies"]:
@@ -340,7 +373,7 @@ def _reading_errors(tree: Tree, check_inputs: bool) -> Iterator[str]:
   for stage in _active(tree):
     number = stages.index(stage)
     for key, source, fitting in _readings(tree, stage):
-      name = source.partition("@")[0]
+      name = name_of(source)
       if kind_of(source) and name not in fitting:
         yield (f"{key} = {source!r}, which is none of the {fitting} that fit; "
                "name one of them.")
@@ -402,12 +435,13 @@ def _data_errors(tree: Tree) -> Iterator[str]:
       yield (f"config.data.{kind} = {data[kind]!r} is not a source of {kind}; "
              f"write '{first}', 'jsonl:PATH[,PATH...]' or 'tfds:NAME/SPLIT'.")
   for stage in _active(tree):
-    by_labelers = kind_of(stage) == "collect" or (
-        kind_of(stage) == "evaluate" and tree[stage]["judge"] == LABELERS)
-    if by_labelers and data["prompts"] != "smallworld":
+    asked = {"collect": "labeler", "evaluate": "judge"}.get(kind_of(stage))
+    if (asked and tree[stage][asked] in (LABELERS, SMALLWORLD)
+        and data["prompts"] != "smallworld"):
       yield (f"config.stages has {stage!r}, judged by Smallworld's labelers, "
              f"but config.data.prompts = {data['prompts']!r}; use "
-             "'smallworld', or give comparisons as data and a reward model as "
+             "'smallworld', or people (config.collect.labeler = 'export'), "
+             "or give comparisons as data and a reward model as "
              "config.evaluate.judge.")
 
 
@@ -447,7 +481,8 @@ def _file_errors(tree: Tree) -> Iterator[str]:
 
 def _stage_errors(tree: Tree, stage: str) -> Iterator[str]:
   rules = {"lm": _lm_errors, "collect": _collect_errors, "rm": _rm_errors,
-           "ppo": _ppo_errors, "evaluate": _evaluate_errors}
+           "select": _select_errors, "ppo": _ppo_errors,
+           "evaluate": _evaluate_errors}
   return rules[kind_of(stage)](tree, stage)
 
 
@@ -479,6 +514,12 @@ def _lm_errors(tree: Tree, stage: str) -> Iterator[str]:
            "demonstrations, but the stage reads none (batch_size = "
            f"{settings['batch_size']}, pretrain_weight = "
            f"{settings['pretrain_weight']}); set num_steps.")
+  if settings["select"] == "rm_score" and not any(
+      kind_of(name) == "select" and tree[name]["candidates"] == stage
+      for name in tree["stages"]):
+    yield (f"config.{stage}.select = 'rm_score', but no stage of config.stages "
+           "selects; list 'sft_select' after the reward model, or select by "
+           "'loss'.")
   unknown = set(settings["eval_streams"]) - {"pretrain", "demonstrations"}
   if unknown or not settings["eval_streams"]:
     yield (f"config.{stage}.eval_streams = {tuple(settings['eval_streams'])} "
@@ -491,6 +532,34 @@ def _collect_errors(tree: Tree, stage: str) -> Iterator[str]:
   if not low <= high <= MAX_RESPONSES:
     yield (f"config.{stage}.min_responses = {low} and max_responses = {high} "
            f"must rise and stay within {MAX_RESPONSES}; the paper has 4 and 9.")
+  policies = settings["policies"]
+  names = [name for name, _ in policies]
+  if not policies or len(set(names)) < len(names) or any(
+      weight <= 0 for _, weight in policies):
+    yield (f"config.{stage}.policies = {tuple(policies)} must name each policy "
+           "once, with a weight above 0, as (('sft', 1.0), ('ppo', 2.0)).")
+  if settings["labeler"].startswith("jsonl:"):
+    for key, path in (("labeler", settings["labeler"].removeprefix("jsonl:")),
+                      ("roster", settings["roster"])):
+      if not os.path.isfile(path):
+        yield (f"config.{stage}.{key}: no file at {path!r}; name the ranked "
+               "tasks as labeler=jsonl:FILE and who may label as roster=FILE, "
+               "lines of {\"labeler_id\": ..., \"group\": \"train\" or "
+               "\"heldout\"}.")
+
+
+def _is_reward_labeler(tree: Tree, stage: str) -> bool:
+  labeler = tree[stage]["labeler"]
+  return labeler not in (SMALLWORLD, EXPORT) and not (
+      labeler.startswith("jsonl:"))
+
+
+def _select_errors(tree: Tree, stage: str) -> Iterator[str]:
+  source = tree[stage]["candidates"]
+  if source in tree and tree[source]["select"] != "rm_score":
+    yield (f"config.{stage}.candidates = {source!r} keeps no candidates: "
+           f"config.{source}.select = {tree[source]['select']!r}; set it to "
+           "'rm_score'.")
 
 
 def _rm_errors(tree: Tree, stage: str) -> Iterator[str]:
@@ -498,20 +567,26 @@ def _rm_errors(tree: Tree, stage: str) -> Iterator[str]:
   if settings["max_responses"] > MAX_RESPONSES:
     yield (f"config.{stage}.max_responses = {settings['max_responses']} is "
            f"more than {MAX_RESPONSES}; the paper has 9.")
-  collects = ("collect" in tree["stages"]
-              and tree["data"]["comparisons"] == "collect")
-  if collects and (
-      settings["max_responses"] < tree["collect"]["max_responses"]):
-    yield (f"config.{stage}.max_responses = {settings['max_responses']} cannot "
-           "hold config.collect.max_responses = "
-           f"{tree['collect']['max_responses']}; raise it to that.")
+  collected = [name for name in settings["collected"] if name in tree["stages"]]
+  for name in collected if tree["data"]["comparisons"] == "collect" else ():
+    if settings["max_responses"] < tree[name]["max_responses"]:
+      yield (f"config.{stage}.max_responses = {settings['max_responses']} "
+             f"cannot hold config.{name}.max_responses = "
+             f"{tree[name]['max_responses']}; raise it to that.")
+  if collected and _is_fold(settings["fold"]) and (
+      settings["fold"][1] > tree["labelers"]["num_train"]):
+    yield (f"config.{stage}.fold = {tuple(settings['fold'])} makes more groups "
+           f"than config.labelers.num_train = {tree['labelers']['num_train']} "
+           "labelers; use as many at most.")
   length, pair = tree["rm_model"]["context_length"], _pair_length(tree)
-  responses, in_row = settings["max_responses"], length // max(pair, 1)
+  responses = 2 if settings["batching"] == "pairs" else (
+      settings["max_responses"])
+  in_row = length // max(pair, 1)
   if 0 < in_row * settings["block_rows"] < responses:
     yield (f"config.{stage}.block_rows = {settings['block_rows']} rows of "
            f"{length} tokens cannot hold {responses} responses of {pair} "
            f"tokens with their prompt; use {-(-responses // in_row)}.")
-  if settings["init_from"].partition("@")[0] in POLICIES:
+  if name_of(settings["init_from"]) in POLICIES:
     old, new = tree["model"], tree["rm_model"]
     for key in ("num_layers", "d_model", "num_heads", "context_length",
                 "vocab_multiple"):
@@ -622,7 +697,7 @@ def _batch_sizes(tree: Tree, stage: str) -> Iterator[tuple[str, int, Tree]]:
     yield "eval_batch_size", 1, {}
   if kind == "collect":
     yield "prompts_per_batch", settings["max_responses"], {}
-  if kind == "evaluate":
+  if kind in ("select", "evaluate"):
     yield "batch_size", 1, {}
   if kind == "ppo":
     method = settings["method"]
@@ -660,6 +735,15 @@ def _batch_errors(
 def _pair_length(tree: Tree) -> int:
   data = tree["data"]
   return data["max_prompt_tokens"] + data["max_response_tokens"]
+
+
+def _is_fold(value: Any) -> bool:
+  """Whether it is (index, count), as `streams.labeler_groups` takes them."""
+  if not isinstance(value, (tuple, list)) or len(value) != 2 or not all(
+      isinstance(number, int) for number in value):
+    return False
+  index, count = value
+  return 2 <= count and 0 <= index < count
 
 
 def _axes(axes: Any) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ READS = {
     "collect": ("prompts",),
     "rm": ("demonstrations", "comparisons"),
     "judge": ("demonstrations", "comparisons"),
+    "sft_select": ("prompts",),
     "ppo": ("prompts", "pretrain"),
     "evaluate": ("prompts", "pretrain", "demonstrations", "comparisons"),
 }
@@ -100,22 +101,26 @@ def check_vocabulary(made: tokenizer.Tokenizer, config) -> None:
         "rm_model")
 
 
-def prepare_for(run, kinds: tuple[str, ...]) -> None:
+def prepare_for(run, kinds: tuple[str, ...], stage: str = "") -> None:
   """Prepares the kinds that are not there yet; prints each new report.
+
+  Comparisons that a run collects are those that `stage` reads.
 
   Raises:
     DataError: bad rows, nothing left, or data prepared otherwise.
   """
   config, workdir = run.config, run.workdir
   for kind in kinds:
-    source, root = source_of(run, kind)
-    is_new = not (workdir / "data" / kind / "report.json").exists()
+    source, root = source_of(run, kind, stage)
+    out_dir = run.data_dir(stage) if kind == "comparisons" else (
+        workdir / "data")
+    is_new = not (out_dir / kind / "report.json").exists()
     if jax.process_index() == 0:
       report = prepare.prepare(
           kind,
           source_rows=read_rows(config, run.world, kind, source, root),
           source=fingerprint(config, kind, source, root),
-          out_dir=str(workdir / "data"),
+          out_dir=str(out_dir),
           tokenizer=run.tokenizer,
           settings=cleaning_settings(config))
       if is_new:
@@ -123,13 +128,15 @@ def prepare_for(run, kinds: tuple[str, ...]) -> None:
     barrier(f"data {kind}")
 
 
-def source_of(run, kind: str) -> tuple[str, str]:
+def source_of(run, kind: str, stage: str) -> tuple[str, str]:
   """The source of a kind, and where its relative paths start; comparisons may
-  be those of `collect`."""
+  be those of the `collect` stages that `stage` reads."""
   source = run.config.data[kind]
   if source != "collect":
     return source, run.config.data.root
-  return f"jsonl:{run.stage_dir('collect') / 'comparisons.jsonl'}", ""
+  files = (str(run.stage_dir(name) / "comparisons.jsonl")
+           for name in run.config[stage].collected)
+  return f"jsonl:{','.join(files)}", ""
 
 
 def fingerprint(config, kind: str, source: str, root: str) -> str:

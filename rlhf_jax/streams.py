@@ -1,6 +1,7 @@
 """The batches of each kind that trainers and evaluators ask for by number."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+import dataclasses
 from typing import Any
 
 import jax
@@ -35,14 +36,19 @@ def demonstrations(
 
 
 def comparisons(run: Run, stage: str, rows: list[Any]) -> batches.Batches:
-  """Blocks of prompts with all their ranked responses."""
+  """Blocks of comparisons: of prompts with all their ranked responses
+  (`batching` "kwise"), or of single pairs ("pairs")."""
   settings = run.config[stage]
+  seed = run.data_seed(stage, "comparisons")
+  max_responses = settings.max_responses
+  if settings.batching == "pairs":
+    rows, max_responses = batches.untied_pairs(rows, seed), 2
   return run.batches(
       batches.comparison_examples(
-          rows, run.data_seed(stage, "comparisons"),
+          rows, seed,
           length=run.config.rm_model.context_length,
           num_rows=settings.block_rows, max_prompts=settings.block_prompts,
-          max_responses=settings.max_responses,
+          max_responses=max_responses,
           pad_id=run.config.model.vocab_size),
       settings.batch_size)
 
@@ -54,24 +60,117 @@ def training_comparisons(run: Run, stage: str) -> list[Any]:
     DataError: there are none, or they do not fit, or none to measure it by.
   """
   settings = run.config[stage]
-  rows = list(run.source("comparisons", "train"))
+  rows = list(run.comparisons(stage, "train"))
   most = max(len(row["ranks"]) for row in rows)
   if most > settings.max_responses:
     raise DataError(
         f"a prompt of the comparisons has {most} responses, but "
         f"config.{stage}.max_responses = {settings.max_responses}; set it to "
         f"{most}")
+  fold = labeler_fold(run, stage, rows)
+  if fold:
+    rows = [r for r in rows if r["labeler_id"] in fold.inside]
   if settings.half is not None:
     rows = [r for r in rows if splits.half_of(r["prompt"]) == settings.half]
   if not rows:
     raise DataError(
         f"no training comparison falls into config.{stage}.half = "
         f"{settings.half}; bring more prompts, or set it to None for all")
-  if not len(run.source("comparisons", "validation")):
+  rows = first_prompts(rows, settings.max_prompts, stage)
+  if not any(map(has_order, rows)):
+    raise DataError(
+        f"all {len(rows)} comparisons that {stage!r} would learn from are "
+        "ties; check their 'ranks', or bring more prompts")
+  if not any(map(has_order, run.comparisons(stage, "validation"))):
     raise DataError(
         f"no validation comparison to measure {stage!r} by; raise "
         "config.data.validation_fraction or bring more prompts")
   return rows
+
+
+def has_order(row: Mapping[str, Any]) -> bool:
+  """Whether any two responses of a comparison are no tie."""
+  return len(set(map(int, row["ranks"]))) > 1
+
+
+def first_prompts(
+    rows: list[Any], number: int | None, stage: str) -> list[Any]:
+  """The rows of the first `number` prompts, or all (None).
+
+  Raises:
+    DataError: there are not that many.
+  """
+  if number is None:
+    return rows
+  prompts = list(dict.fromkeys(row["prompt"] for row in rows))
+  if len(prompts) < number:
+    raise DataError(
+        f"config.{stage}.max_prompts = {number}, but {stage!r} has "
+        f"{len(prompts)} prompts to learn from; lower it, or set it to None "
+        "for all")
+  chosen = set(prompts[:number])
+  return [row for row in rows if row["prompt"] in chosen]
+
+
+@dataclasses.dataclass(frozen=True)
+class Fold:
+  """Labeler ids: whom a stage learns from, and the group left out."""
+
+  inside: frozenset[str]
+  heldout: frozenset[str]
+
+
+def labeler_fold(
+    run: Run, stage: str, rows: Sequence[Mapping[str, Any]]
+) -> Fold | None:
+  """The fold of config.STAGE.fold = (index, count), None without one.
+
+  Args:
+    run: the run.
+    stage: a reward model.
+    rows: all comparisons of the training split, whose labelers are dealt.
+
+  Raises:
+    DataError: a row without a labeler, too few labelers, or no validation
+      comparison by those inside or by those left out.
+  """
+  if run.config[stage].fold is None:
+    return None
+  index, count = run.config[stage].fold
+  key = f"config.{stage}.fold = {(index, count)}"
+  unnamed = next((row for row in rows if not row["labeler_id"]), None)
+  if unnamed:
+    raise DataError(
+        f"{key} needs a 'labeler_id' in every training comparison, and that "
+        f"of the prompt {unnamed['prompt'][:80]!r} has none; add it, or set "
+        "fold to None")
+  groups = labeler_groups((row["labeler_id"] for row in rows), count)
+  if not groups[-1]:
+    number = sum(map(len, groups))
+    raise DataError(
+        f"{key} makes {count} groups of {number} training labeler(s); use a "
+        f"count of {number} at most, or set fold to None")
+  heldout = groups.pop(index)
+  fold = Fold(frozenset().union(*groups), heldout)
+  measured = {row["labeler_id"]
+              for row in run.comparisons(stage, "validation")
+              if has_order(row)}
+  for name, group in (
+      ("the left-out", fold.heldout), ("the other", fold.inside)):
+    if not measured & group:
+      raise DataError(
+          f"{key}: no validation comparison by {name} labelers "
+          f"({', '.join(sorted(group))[:80]}); use a smaller count, or raise "
+          "config.data.validation_fraction")
+  return fold
+
+
+def labeler_groups(
+    labeler_ids: Iterable[str], count: int) -> list[frozenset[str]]:
+  """The distinct ids, sorted and dealt in turn: `count` groups whose sizes
+  differ by one at most. They depend on who labeled, not on how often."""
+  ids = sorted(set(labeler_ids))
+  return [frozenset(ids[index::count]) for index in range(count)]
 
 
 def prompts(run: Run, stage: str, batch_size: int) -> BatchAt:

@@ -46,9 +46,24 @@ _VIOLATIONS = (
     ("stages", ("sft", "pretrain"), "'pretrain' comes after 'sft'"),
     ("stages", ("sft",), "config.sft.init_from = 'pretrain', but no such"),
     ("stages", ("pretrain", "sft", "rm"),
-     "config.data.comparisons = 'collect', but no such"),
+     "config.rm.collected = 'collect', but no such"),
     ("sft.init_from", "rm", r"config.sft.init_from = 'rm'.*none of"),
-    ("collect.policy", "elsewhere", "config.inputs.elsewhere"),
+    ("collect.policies", (("elsewhere", 1.0),), "config.inputs.elsewhere"),
+    ("collect.policies", (("rm", 1.0),), "policies = 'rm'.*none of"),
+    ("collect.policies", (), "must name each policy once"),
+    ("collect.policies", (("sft", 1.0), ("sft", 2.0)), "each policy once"),
+    ("collect.policies", (("sft", 0.0),), "with a weight above 0"),
+    ("collect.labeler", "ann", "config.collect.labeler = 'ann', but no such"),
+    ("collect.labeler", "sft", "config.collect.labeler = 'sft'.*none of"),
+    ("collect.labeler", "jsonl:/nowhere.jsonl",
+     "config.collect.labeler: no file at '/nowhere.jsonl'"),
+    ("collect.labeler", "jsonl:/nowhere.jsonl",
+     "config.collect.roster: no file at ''"),
+    ("collect.num_train_labels", 0, "num_train_labels = 0 must be >= 1"),
+    ("rm.collected", ("collect@2",), "config.rm.collected = 'collect@2'"),
+    ("evaluate.collected", ("rm",), "config.evaluate.collected = 'rm'.*none"),
+    ("sft.select", "best", "sft.select = 'best' must be one of"),
+    ("sft.select", "rm_score", "no stage of config.stages selects"),
     ("ppo.reward_model", "sft", "config.ppo.reward_model = 'sft'"),
     ("ppo.init_from", "nothing", "config.ppo.init_from = 'nothing'"),
     ("evaluate.policies", ("sft", "rm"), "config.evaluate.policies = 'rm'"),
@@ -112,6 +127,14 @@ _VIOLATIONS = (
     ("rm.block_prompts", 0, "rm.block_prompts = 0 must be >= 1"),
     ("rm.denominator", "all", "rm.denominator = 'all' must be one of"),
     ("rm.half", 2, "rm.half = 2 must be 0 or 1"),
+    ("rm.batching", "listwise", "rm.batching = 'listwise' must be one of"),
+    ("rm.fold", (2, 2), r"rm.fold = \(2, 2\) must be None or \(index, count"),
+    ("rm.fold", (0, 1), r"rm.fold = \(0, 1\) must be None or"),
+    ("rm.fold", (-1, 3), r"rm.fold = \(-1, 3\) must be None or"),
+    ("rm.fold", (0, 2, 3), r"rm.fold = \(0, 2, 3\) must be None or"),
+    ("rm.fold", 5, "rm.fold = 5 must be None or"),
+    ("rm.fold", (0, 9), r"rm.fold = \(0, 9\) .*num_train = 8 labelers; use"),
+    ("rm.max_prompts", 0, r"rm.max_prompts = 0 must be None \(all\) or >= 1"),
     ("ppo.reward_unit", "z", "ppo.reward_unit = 'z' must be one of"),
     ("ppo.method.temperature", 0.0, "method.temperature = 0.0 must be > 0"),
     ("ppo.method.clip_eps", 0.0, "method.clip_eps = 0.0 must be > 0"),
@@ -207,6 +230,13 @@ class RulesTest(parameterized.TestCase):
         _config(collect__prompts_per_batch=32, ppo__batch_size=128, **of_16),
         16)
 
+  def test_a_block_of_pairs_needs_room_for_two_responses(self):
+    config = _config(rm__batching="pairs", rm__block_rows=1)
+    config_lib.validate(config, 8)
+    config.rm.batching = "kwise"
+    with self.assertRaisesRegex(ConfigError, "block_rows = 1 rows .* use 5"):
+      config_lib.validate(config, 8)
+
   def test_streams_without_weight_need_no_batch(self):
     config_lib.validate(
         _config(ppo__method__ptx_coef=0.0, ppo__ptx_batch_size=0), 8)
@@ -299,6 +329,9 @@ class StageKeysTest(parameterized.TestCase):
       ("ppo", "ppo.method.kl_coef", 0.02,
        ["ppo.method.kl_coef: 0.1 -> 0.02"]),
       ("rm", "smallworld.seed", 1, ["smallworld.seed: 0 -> 1"]),
+      ("rm", "rm.batching", "pairs", ["rm.batching: 'kwise' -> 'pairs'"]),
+      ("rm", "rm.fold", (1, 5), ["rm.fold: None -> [1, 5]"]),
+      ("rm", "rm.max_prompts", 9, ["rm.max_prompts: None -> 9"]),
       ("sft", "data.prompt_suffix", "", [r"data.prompt_suffix: '\n' -> ''"]),
   )
   def test_what_a_stage_used_differs(self, stage, key, value, lines):

@@ -15,7 +15,7 @@ from rlhf_jax import config as config_lib
 from rlhf_jax.models.policy import Policy
 from rlhf_jax.run import init_params, transformer_config
 
-EXPERIMENTS = ("ppo_ptx", "ppo", "rm", "sft", "pretrain")
+EXPERIMENTS = ("ppo_ptx", "ppo", "rm", "rm_pairs", "sft", "pretrain")
 # SPEC section 2: parameters, pretraining batch in tokens, learning rate.
 TABLE = {
     "125m": (125_226_240, 0.5e6, 6.0e-4),
@@ -160,6 +160,15 @@ class PaperTest(parameterized.TestCase):
         "ppo.method.ptx_coef: 27.8 -> 0.0"])
 
 
+  def test_pairs_differ_in_batches_alone(self):
+    for size in ("mini", "6b"):
+      kwise, pairs = common.rm(size), common.rm_pairs(size)
+      changed = {key for key in pairs if pairs[key] != kwise[key]}
+      self.assertLessEqual(changed, {
+          "batching", "batch_size", "block_rows", "num_microbatches"})
+      self.assertEqual(pairs["batching"], "pairs")
+
+
 class CommandLineTest(absltest.TestCase):
 
   def _parse(self, *overrides):
@@ -172,9 +181,12 @@ class CommandLineTest(absltest.TestCase):
 
   def test_overrides(self):
     config = self._parse("--config.ppo.method.kl_coef=0.1",
-                         "--config.rm.half=1", "--config.mesh.fsdp=4")
+                         "--config.rm.half=1", "--config.rm.fold=(0,5)",
+                         "--config.rm.max_prompts=100", "--config.mesh.fsdp=4")
     self.assertEqual(config.ppo.method.kl_coef, 0.1)
     self.assertEqual(config.rm.half, 1)
+    self.assertEqual(config.rm.fold, (0, 5))
+    self.assertEqual(config.rm.max_prompts, 100)
     config_lib.validate(config, 4)
 
   def test_a_misspelt_key_is_named(self):

@@ -16,8 +16,8 @@ LAYERS = (
     "optimizer train_state checkpoint metrics",
     "rollout",
     "run datasets streams sampler scoring",
-    "labelers collect evals trainers",
-    "pipeline",
+    "labelers handoff collect evals trainers",
+    "summaries pipeline",
     "main sample compare",
 )
 

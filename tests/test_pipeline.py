@@ -16,8 +16,8 @@ import orbax.checkpoint as ocp
 import pytest
 
 from rlhf_jax import (
-    checkpoint, collect, config as config_lib, datasets, metrics, pipeline,
-    scoring, sharding,
+    checkpoint, collect, config as config_lib, datasets, labelers, metrics,
+    pipeline, scoring, sharding,
 )
 from rlhf_jax.data import prepare
 from rlhf_jax.data.records import DataError
@@ -205,11 +205,11 @@ def test_samples_are_the_evaluations_own(base):
 
 def test_the_win_rate_is_that_of_the_samples(base, run):
   rows = base.rows("samples.jsonl")
-  train, heldout = collect.smallworld_labelers(run)
+  train, heldout = labelers.of_run(run)
   asked = []
 
   def judge(number, prompt, pair):
-    labeler, = collect.assign(heldout, prompt, 1)
+    labeler, = labelers.assign(heldout, prompt, 1)
     asked.append(labeler)
     return labeler.rank(prompt, pair).ranks
 
@@ -224,7 +224,7 @@ def test_the_win_rate_is_that_of_the_samples(base, run):
 
 def test_comparisons_are_whole(base):
   rows = base.rows("collect/comparisons.jsonl")
-  labelers = collections.defaultdict(list)
+  asked = collections.defaultdict(list)
   for row in rows:
     number = len(row["responses"])
     assert 4 <= number <= 5
@@ -232,17 +232,17 @@ def test_comparisons_are_whole(base):
     assert len(row["metadata"]) == number
     assert sorted(set(row["ranks"])) == list(range(1, max(row["ranks"]) + 1))
     assert all(1 <= likert <= 7 for likert in row["likert"])
-    assert (row["policy"], row["seed"]) == ("sft", 0)
-    labelers[row["split"], row["prompt"]].append(row["labeler_id"])
+    assert row["policies"] == ["sft"] * number
+    asked[row["split"], row["prompt"]].append(row["labeler_id"])
   assert {len(row["responses"]) for row in rows} == {4, 5}
   groups = {
       split: {tuple(name.partition("_")[0] for name in names)
-              for (s, _), names in labelers.items() if s == split}
+              for (s, _), names in asked.items() if s == split}
       for split in ("train", "validation")}
   assert groups == {"train": {("train",)},
                     "validation": {("train", "train", "heldout", "heldout")}}
-  assert all(len(set(names)) == len(names) for names in labelers.values())
-  assert collections.Counter(split for split, _ in labelers) == {
+  assert all(len(set(names)) == len(names) for names in asked.values())
+  assert collections.Counter(split for split, _ in asked) == {
       "train": 32, "validation": 8}
 
 
@@ -375,15 +375,20 @@ def interrupt_before_done():
 
 def interrupt_collecting(groups):
   """Ctrl-C at the group with this number."""
-  answer, calls = collect.answer, []
+  make_answer, calls = collect.make_answer, []
 
-  def stop(*args):
-    calls.append(args)
-    if len(calls) > groups:
-      raise KeyboardInterrupt
-    return answer(*args)
+  def stopped(run, stage):
+    answer = make_answer(run, stage)
 
-  return mock.patch.object(collect, "answer", stop)
+    def stop(tasks):
+      calls.append(tasks)
+      if len(calls) > groups:
+        raise KeyboardInterrupt
+      return answer(tasks)
+
+    return stop
+
+  return mock.patch.object(collect, "make_answer", stopped)
 
 
 def saved_items(step):
@@ -418,6 +423,10 @@ def assert_same_result(stage, workdir, base):
     ours, theirs = (restored(root / stage) for root in (workdir, base.workdir))
     assert jax.tree.structure(ours) == jax.tree.structure(theirs)
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+  if stage == "rm":
+    ours, theirs = ((root / "rm" / "report.json").read_bytes()
+                    for root in (workdir, base.workdir))
+    assert ours == theirs
   ours, theirs = (
       checkpoint.read_done(root / stage) for root in (workdir, base.workdir))
   assert ours["figures"] == theirs["figures"]

@@ -18,6 +18,7 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 import ml_collections
 
+from experiments import common
 from experiments import ppo_ptx
 from rlhf_jax import pipeline
 
@@ -77,6 +78,8 @@ def tiny_config(**overrides) -> ml_collections.ConfigDict:
   """
   config = ppo_ptx.get_config("mini")
   config.name = "tiny"
+  config.sft_select = common.sft_select("mini")
+  config.inputs.sft_select = ""
   shrink(config)
   config.evaluate.policies = ("pretrain", "sft", "ppo")
   for path, value in overrides.items():

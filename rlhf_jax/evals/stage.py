@@ -15,10 +15,10 @@ import ml_collections
 import numpy as np
 
 from rlhf_jax import (
-    collect, metrics, rollout, sampler, scoring, sharding,
+    labelers, metrics, rollout, sampler, scoring, sharding,
 )
 from rlhf_jax.evals import (
-    constant, divergence, intervals, language_loss, preferences, ranking,
+    constant, divergence, intervals, language_loss, preferences, reward_model,
 )
 from rlhf_jax.run import Run
 from rlhf_jax.sampler import Response
@@ -78,7 +78,7 @@ def run_stage(run: Run, stage: str) -> dict[str, Any]:
         name: evaluate_policy(run, instruments, name, rows, settings)
         for name in metrics.track(stage, list(settings.policies), "policy")
     }
-    rm_figures = reward_model_figures(run, instruments, settings)
+    rm_figures = reward_model_figures(run, stage, instruments, settings)
   figures = {
       "eval": summarise(run, settings, prompts, outcomes),
       "rm": rm_figures,
@@ -100,18 +100,12 @@ def held_out_prompts(
   return list(itertools.islice(run.source("prompts", "test"), limit))
 
 
-def policy_params(run: Run, name: str):
-  """A stage's policy: the average of PPO's, the last one of the others."""
-  item = "ema" if name.partition("@")[0] == "ppo" else "params"
-  return run.load(name, item, run.policy())
-
-
 def evaluate_policy(
     run: Run, instruments: Instruments, name: str,
     rows: Sequence[Mapping[str, Any]], settings
 ) -> Outcome:
-  params = policy_params(run, name)
-  reference = policy_params(run, settings.reference)
+  params = run.policy_params(name)
+  reference = run.policy_params(settings.reference)
   responses, kl, kl_sampled = sample(
       run, instruments, name, params, reference, rows, settings.batch_size)
   pairs = [
@@ -138,37 +132,28 @@ def sample(run: Run, instruments: Instruments, name, params, reference, rows,
            size: int):
   """(responses, exact KL [N], sampled KL [N]) of one response a prompt."""
   responses, exact, sampled_kl = [], [], []
-  for start in range(0, len(rows), size):
-    part = rows[start:start + size]
-    batch = run.put(sampler.prompt_rows(
-        run, [row["prompt_tokens"] for row in part],
-        range(start, start + len(part)), size))
-    key = run.key(f"evaluate/{name}")
-    sampled = instruments.generate(params, key, batch)
-    responses += sampler.to_responses(run, sampled)[:len(part)]
+  for sampled, texts in sampler.respond(
+      run, instruments.generate, params, run.key(f"evaluate/{name}"),
+      [row["prompt_tokens"] for row in rows], range(len(rows)), size):
+    responses += texts
     both = jax.device_get(instruments.kl(params, reference, sampled))
-    exact.append(both[0][:len(part)])
-    sampled_kl.append(both[1][:len(part)])
+    exact.append(both[0][:len(texts)])
+    sampled_kl.append(both[1][:len(texts)])
   return responses, np.concatenate(exact), np.concatenate(sampled_kl)
 
 
 def reward_model_figures(
-    run: Run, instruments: Instruments, settings
+    run: Run, stage: str, instruments: Instruments, settings
 ) -> dict[str, Any]:
   """Accuracy on validation prompts: by labeler group where the labelers are
   known, by source otherwise; beside it the rule "the longer reply wins"."""
-  rows = list(run.source("comparisons", "validation"))
-  pairs = [
-      (row["prompt_tokens"], tokens)
-      for row in rows for tokens in row["response_tokens"]]
+  rows = list(run.comparisons(stage, "validation"))
   params = run.load(settings.reward_model, "params", run.scalar())
-  flat = iter(instruments.scorer(params, pairs))
-  scores = [[float(next(flat)) for _ in row["ranks"]] for row in rows]
-  groups = [comparison_group(run, row) for row in rows]
-  lengths = [ranking.length_scores(row) for row in rows]
-  return (
-      named("accuracy", dict(ranking.evaluate(rows, scores, groups)))
-      | named("longer_wins", dict(ranking.evaluate(rows, lengths, groups))))
+  found = reward_model.evaluate(
+      rows, reward_model.score_rows(instruments.scorer, params, rows),
+      reward_model.comparison_groups(run, rows))
+  return (named("accuracy", found["accuracy"])
+          | named("longer_wins", found["longer_wins"]))
 
 
 def named(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
@@ -177,14 +162,6 @@ def named(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
       name: {key: value["mean"] for key, value in found.items()},
       f"{name}_intervals": dict(found),
   }
-
-
-def comparison_group(run: Run, row) -> str:
-  if run.world is None:
-    return row["source"] or "unnamed"
-  heldout = {x.labeler_id for x in collect.smallworld_labelers(run)[1]}
-  is_heldout = row["labeler_id"] in heldout
-  return "heldout_labelers" if is_heldout else "train_labelers"
 
 
 def summarise(
@@ -225,9 +202,9 @@ def summarise(
 
 def win_rate(run: Run, settings, prompts, outcome, baseline):
   if settings.judge == "labelers":
-    heldout = collect.smallworld_labelers(run)[1]
+    heldout = labelers.of_run(run, labelers.TRUTHFUL_HARMLESS)[1]
     judge = preferences.labelers_judge(
-        heldout, lambda group, prompt: collect.assign(group, prompt, 1)[0])
+        heldout, lambda group, prompt: labelers.assign(group, prompt, 1)[0])
   else:
     judge = preferences.scores_judge(
         outcome.judge_scores, baseline.judge_scores)

@@ -105,8 +105,10 @@ def train(run: Run, stage: str) -> dict[str, Any]:
   key_init, key_step = jax.random.split(run.key(stage))
   with (
       sharding.use(run.mesh, run.axis_rules),
-      checkpoint.Checkpoints(run.workdir / stage / "checkpoints",
-                             keep=settings.keep_checkpoints) as saved,
+      checkpoint.Checkpoints(
+          run.workdir / stage / "checkpoints",
+          keep=settings.keep_checkpoints,
+          keep_every=every_candidate_steps(settings)) as saved,
   ):
     state, shardings = initial_state(run, settings, model, tx, key_init)
     if saved.latest_step:
@@ -129,12 +131,34 @@ def train(run: Run, stage: str) -> dict[str, Any]:
         if metrics.should_run(now, settings.every_eval_steps, num_steps):
           figures = dict(evaluate(state.params))
           run.writer.write(stage, now, figures)
-        if metrics.should_run(now, settings.every_save_steps, num_steps):
+        if metrics.should_run(
+            now, settings.every_save_steps, num_steps) or metrics.should_run(
+                now, every_candidate_steps(settings), num_steps):
           train_state.save(saved, now, state)
         progress.update()
     if first == num_steps:  # it was killed after its last save
       figures = dict(evaluate(state.params))
+      run.writer.write(stage, num_steps, figures)
+    if settings.select == "loss":
+      selected, figures = select_by_loss(run, stage, weights)
+      saved.keep_only({selected, num_steps})
+      figures["selected_step"] = selected
   return {"steps": num_steps, "params": model.config.num_params, **figures}
+
+
+def every_candidate_steps(settings) -> int:
+  """Steps between the checkpoints that one is selected from; 0: the last."""
+  return 0 if settings.select == "last" else settings.every_eval_steps
+
+
+def select_by_loss(run: Run, stage: str, weights: dict[str, float]):
+  """(step, figures) of the lowest validation loss of the main stream."""
+  name = f"validation/{main_stream(weights)}/loss"
+  rows = [row for row in metrics.read(run.workdir, stage) if name in row]
+  best = min(rows, key=lambda row: row[name])
+  return best["step"], {
+      key: value for key, value in best.items()
+      if key.startswith("validation/")}
 
 
 def initial_state(run: Run, settings, model: Policy, tx, key: jax.Array):

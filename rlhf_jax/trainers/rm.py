@@ -2,10 +2,13 @@
 
 A prompt is in a batch with all its K responses: each is read once, all C(K, 2)
 pairs minus ties are in one loss, and every prompt of the batch weighs the
-same. Afterwards a bias makes the demonstrations score 0 on average.
+same. With `batching` "pairs" a batch holds single pairs of all prompts, each a
+comparison of K = 2, and every pair weighs the same. Afterwards a bias makes
+the demonstrations score 0 on average.
 """
 
 from collections.abc import Callable, Iterator
+import json
 from typing import Any
 
 import jax
@@ -17,14 +20,13 @@ from rlhf_jax import (
     checkpoint, losses, metrics, optimizer, scoring, sharding,
     streams, train_state, tree,
 )
-from rlhf_jax.evals import ranking
+from rlhf_jax.evals import ranking, reward_model
 from rlhf_jax.models import scalar
 from rlhf_jax.models.scalar import Scalar
 from rlhf_jax.run import Run, init_params
 from rlhf_jax.train_state import TrainState
 
-FIGURES = (
-    "bias", "demonstration_score_sd", "score_sd", "validation_accuracy")
+REPORT = "report.json"
 
 
 def make_rm_step(
@@ -87,24 +89,22 @@ def has_untied_pair(ranks, response_mask):
 
 
 def train(run: Run, stage: str) -> dict[str, Any]:
-  """Trains `stage`; its checkpoint's head holds the demonstrations' bias."""
+  """Trains `stage`; its checkpoint's head holds the demonstrations' bias, its
+  report.json all that is known of it on validation comparisons."""
   settings = run.config[stage]
   model = run.scalar()
   rows = streams.training_comparisons(run, stage)
   batch_at = streams.comparisons(run, stage, rows)
-  num_steps = batch_at.count(settings.num_epochs)
+  epoch_ends = [batch_at.count(n + 1) for n in range(settings.num_epochs)]
+  num_steps = epoch_ends[-1]
   tx = optimizer.cosine_adam(num_steps, **settings.optimizer)
+  measure = Measure(run, stage, model)
   with (
       sharding.use(run.mesh, run.axis_rules),
       checkpoint.Checkpoints(run.workdir / stage / "checkpoints",
                              keep=settings.keep_checkpoints) as saved,
   ):
-    state, shardings = run.init(
-        lambda key: train_state.create(init_params(model, key), tx),
-        run.key(stage))
-    if settings.init_from:
-      body = run.load(settings.init_from, "params", run.rm_policy())
-      state = state.replace(params=scalar.from_policy(state.params, body))
+    state, shardings = initial_state(run, settings, model, tx, run.key(stage))
     if saved.latest_step:
       state = train_state.restore(saved, state, shardings)
     step_fn = jax.jit(
@@ -122,47 +122,101 @@ def train(run: Run, stage: str) -> dict[str, Any]:
           run.writer.write(stage, now, values)
           progress.update(0, loss=values["train/rm/loss"],
                           accuracy=values["train/rm/accuracy"])
+        if now in epoch_ends:
+          scores = measure.scores(state.params)
+          epochs = epoch_ends.index(now) + 1
+          run.writer.write(stage, now, measure.after_epoch(epochs, scores))
         # the last step is saved below, with its bias
         if now < num_steps and metrics.should_run(
             now, settings.every_save_steps, num_steps):
           train_state.save(saved, now, state)
         progress.update()
     if first == num_steps:  # it was killed after its last save
-      last = metrics.read(run.workdir, stage)[-1]
-      figures = {name: last[name] for name in FIGURES}
+      report = json.loads((run.workdir / stage / REPORT).read_text())
     else:
-      figures = dict(closing_figures(
-          run, model, state.params, rows, settings.eval_batch_size))
+      figures = dict(measure.closing(state.params, rows))
       run.writer.write(stage, num_steps, figures)
+      report = measure.report(scores, figures, epoch_ends)
+      checkpoint.write_json(run.workdir / stage / REPORT, report)
       state = state.replace(params=scalar.shift_and_scale(
           state.params, bias=figures["bias"], scale=1.0))
       train_state.save(saved, num_steps, state)
+  print(reward_model.format_report(stage, report["validation"]), flush=True)
   return {"steps": num_steps, "prompts": len(rows),
-          "params": model.config.num_params, **figures}
+          "params": model.config.num_params, **report["figures"]}
 
 
-def closing_figures(
-    run: Run, model, params, rows, batch_size: int) -> Iterator:
-  """Yields FIGURES: the bias (mean score of training demonstrations), the
-  standard deviations of their scores and of those of the first 1,000 `rows`,
-  and the accuracy on validation comparisons."""
-  scorer = scoring.Scorer(run, model, batch_size)
-  demonstrations = run.source("demonstrations", "train")
-  scores = scorer(params, [
-      (r["prompt_tokens"], r["response_tokens"]) for r in demonstrations])
-  yield "bias", float(np.mean(scores))
-  yield "demonstration_score_sd", float(np.std(scores))
-  compared = [
-      (r["prompt_tokens"], response)
-      for r in rows[:1000]
-      for response in r["response_tokens"]
-  ]
-  yield "score_sd", float(np.std(scorer(params, compared)))
-  held_out = list(run.source("comparisons", "validation"))
-  flat = iter(scorer(params, [
-      (r["prompt_tokens"], response)
-      for r in held_out for response in r["response_tokens"]]))
-  scores = [[float(next(flat)) for _ in r["ranks"]] for r in held_out]
-  yield "validation_accuracy", ranking.accuracy(held_out, scores)["mean"]
+def initial_state(run: Run, settings, model: Scalar, tx, key: jax.Array):
+  """(state, shardings): another stage's body with a fresh head, or all
+  fresh."""
+  state, shardings = run.init(
+      lambda key: train_state.create(init_params(model, key), tx), key)
+  if settings.init_from:
+    body = run.load(settings.init_from, "params", run.rm_policy())
+    state = state.replace(params=scalar.from_policy(state.params, body))
+  return state, shardings
 
 
+class Measure:
+  """What is measured of one reward model; holds no parameters."""
+
+  def __init__(self, run: Run, stage: str, model: Scalar):
+    self._run = run
+    self._stage = stage
+    self._settings = run.config[stage]
+    self._scorer = scoring.Scorer(run, model, self._settings.eval_batch_size)
+    self._rows = list(run.comparisons(stage, "validation"))
+    self._fold = streams.labeler_fold(
+        run, stage, run.comparisons(stage, "train"))
+
+  def scores(self, params) -> list[list[float]]:
+    """One of each response of the validation comparisons."""
+    return reward_model.score_rows(self._scorer, params, self._rows)
+
+  def after_epoch(self, epoch: int, scores) -> dict[str, float]:
+    """What metrics.jsonl gets when `epoch` epochs are done."""
+    found = ranking.accuracy(ranking.pairs(self._rows, scores))
+    return {
+        "validation/rm/epoch": epoch,
+        "validation/rm/accuracy": found["mean"],
+        "validation/rm/pairs": found["pairs"],
+        "validation/rm/loss": ranking.loss(
+            self._rows, scores, self._settings.denominator),
+    }
+
+  def closing(self, params, rows) -> Iterator[tuple[str, float]]:
+    """Yields the bias (mean score of training demonstrations) and the standard
+    deviations of their scores and of those of the first 1,000 `rows`."""
+    demonstrations = self._run.source("demonstrations", "train")
+    scores = self._scorer(params, [
+        (r["prompt_tokens"], r["response_tokens"]) for r in demonstrations])
+    yield "bias", float(np.mean(scores))
+    yield "demonstration_score_sd", float(np.std(scores))
+    compared = [
+        (r["prompt_tokens"], response)
+        for r in rows[:1000]
+        for response in r["response_tokens"]
+    ]
+    yield "score_sd", float(np.std(self._scorer(params, compared)))
+
+  def report(
+      self, scores, figures: dict[str, float], epoch_ends: list[int]
+  ) -> dict[str, Any]:
+    """The stage's `figures` for done.json with the last ones of `validation`
+    in full; `scores` are those after the last epoch."""
+    validation = reward_model.evaluate(
+        self._rows, scores,
+        reward_model.comparison_groups(self._run, self._rows))
+    measured = {
+        row["step"]: row["validation/rm/accuracy"]
+        for row in metrics.read(self._run.workdir, self._stage)
+        if "validation/rm/accuracy" in row}
+    figures = figures | {
+        "validation_accuracy": validation["accuracy"]["all"]["mean"],
+        "calibration_error": validation["calibration"]["expected_error"],
+        "validation_accuracy_by_epoch": [measured[end] for end in epoch_ends],
+    }
+    if self._fold:
+      figures["fold_accuracy"] = reward_model.fold_accuracy(
+          self._rows, scores, self._fold.inside, self._fold.heldout)
+    return {"figures": figures, "validation": validation}

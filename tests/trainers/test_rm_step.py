@@ -20,26 +20,25 @@ from tests import tiny
 PROMPTS, RESPONSES, LENGTH = 8, 4, 10
 
 
-def _batch():
-  """K of 2 to 4, ties, one prompt all tied; rows of many lengths.
+def _batch(sizes=2 + np.arange(PROMPTS) % 3, responses=RESPONSES):
+  """K of 2 to 4 or `sizes`, ties, one prompt all tied; rows of many lengths.
 
   Every prompt is a block of its own, every response a row.
   """
   rng = np.random.default_rng(0)
-  tokens, mask = tiny.prompts(PROMPTS * RESPONSES, LENGTH)
+  tokens, mask = tiny.prompts(len(sizes) * responses, LENGTH)
   mask = mask[:, ::-1]  # padding on the right
-  shape = (PROMPTS, RESPONSES, LENGTH)
-  ranks = rng.integers(1, 4, (PROMPTS, RESPONSES)).astype(np.int32)
+  shape = (len(sizes), responses, LENGTH)
+  ranks = rng.integers(1, responses, shape[:2]).astype(np.int32)
   ranks[2] = 2
-  sizes = 2 + np.arange(PROMPTS) % 3
   mask = mask.reshape(shape)
-  last_token = mask.sum(-1) - 1 + LENGTH * np.arange(RESPONSES)
+  last_token = mask.sum(-1) - 1 + LENGTH * np.arange(responses)
   return {
       "tokens": tokens[:, ::-1].reshape(shape),
       "mask": mask.astype(np.int32),
       "last_token": last_token.astype(np.int32)[:, None],
       "ranks": ranks[:, None],
-      "response_mask": (np.arange(RESPONSES) < sizes[:, None])[:, None],
+      "response_mask": (np.arange(responses) < sizes[:, None])[:, None],
   }
 
 
@@ -60,38 +59,51 @@ def _gradients(state, batch, **step):
   return jax.tree.map(jnp.subtract, state.params, after.params), values
 
 
-def _looped_loss(params, batch, denominator):
-  """InstructGPT eq. 1, pair by pair: (loss, (pairs right, pairs))."""
-  model = tiny.scalar()
+def _looped_margins(params, batch):
+  """Yields (K, [score of the better minus that of the worse, ...]) of each
+  prompt with an untied pair, pair by pair."""
   flat = lambda x: x.reshape(-1, LENGTH)
-  values = model.apply(
+  values = tiny.scalar().apply(
       {"params": params}, flat(batch["tokens"]), flat(batch["mask"]))
-  values = values.reshape(PROMPTS, RESPONSES, LENGTH)
-  losses, correct, pairs = [], 0.0, 0
-  for prompt in range(PROMPTS):
+  values = values.reshape(batch["mask"].shape)
+  for prompt, ranks in enumerate(batch["ranks"][:, 0]):
     real = np.flatnonzero(batch["response_mask"][prompt, 0])
-    ranks = batch["ranks"][prompt, 0]
     score = {
         k: values[prompt, k, np.flatnonzero(batch["mask"][prompt, k])[-1]]
         for k in real}
     kept = [(i, j) for i, j in itertools.permutations(real, 2)
             if ranks[i] < ranks[j]]
-    if not kept:
-      continue
-    total = sum(-jax.nn.log_sigmoid(score[i] - score[j]) for i, j in kept)
-    count = len(kept) if denominator == "kept" else (
-        len(real) * (len(real) - 1) / 2)
-    losses.append(total / count)
-    correct += sum(score[i] > score[j] for i, j in kept)
-    pairs += len(kept)
+    if kept:
+      yield len(real), jnp.stack([score[i] - score[j] for i, j in kept])
+
+
+def _looped_loss(params, batch, denominator):
+  """InstructGPT eq. 1, pair by pair: (loss, (pairs right, pairs))."""
+  losses, correct, pairs = [], 0.0, 0
+  for number, margins in _looped_margins(params, batch):
+    count = len(margins) if denominator == "kept" else (
+        number * (number - 1) / 2)
+    losses.append(-jax.nn.log_sigmoid(margins).sum() / count)
+    correct += (margins > 0).sum()
+    pairs += len(margins)
   return sum(losses) / len(losses), (correct, pairs)
+
+
+def _looped_pairs_loss(params, batch):
+  """The mean over all pairs of all prompts, each weighing the same."""
+  margins = jnp.concatenate([m for _, m in _looped_margins(params, batch)])
+  return -jax.nn.log_sigmoid(margins).mean()
 
 
 class ObjectiveTest(parameterized.TestCase):
 
-  @parameterized.parameters("kept", "all_pairs")
-  def test_is_the_loop_over_pairs(self, denominator):
+  @parameterized.product(
+      denominator=("kept", "all_pairs"), largest=(RESPONSES, 16))
+  def test_is_the_loop_over_pairs(self, denominator, largest):
+    """With K of 2 to 4, and of every size from 2 to 16."""
     state, batch = _state(), _batch()
+    if largest == 16:
+      batch = _batch(np.arange(2, 17), 16)
     (loss, (correct, pairs)), grads = tiny.jit(jax.value_and_grad(
         lambda p: _looped_loss(p, batch, denominator), has_aux=True)
     )(state.params)
@@ -165,10 +177,39 @@ class PackingTest(parameterized.TestCase):
     chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
+class PairsTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      ("kept", 1, 40, 2), ("all_pairs", 1, 40, 2), ("kept", 2, 20, 4),
+      ("kept", 2, 10, 1))
+  def test_every_pair_weighs_the_same(
+      self, denominator, num_rows, length, max_prompts):
+    """Not by prompt: a prompt with more pairs has more of the gradient."""
+    state, batch = _state(), _batch()
+    pairs = batches.untied_pairs(_rows(batch), seed=0)
+    packed = _packed_rows(
+        pairs, max_responses=2, length=length, num_rows=num_rows,
+        max_prompts=max_prompts)
+    loss, grads = tiny.jit(jax.value_and_grad(
+        lambda p: _looped_pairs_loss(p, batch)))(state.params)
+    found, values = _gradients(state, packed, denominator=denominator)
+    self.assertEqual(values["train/rm/pairs"], len(pairs))
+    self.assertEqual(values["train/rm/prompts"], len(pairs))
+    np.testing.assert_allclose(values["train/rm/loss"], loss, rtol=1e-5)
+    chex.assert_trees_all_close(found, grads, rtol=1e-4, atol=1e-6)
+    by_prompt, _ = _looped_loss(state.params, batch, "kept")
+    self.assertGreater(abs(by_prompt - loss), 1e-3)
+
+
 def _packed(batch, **sizes):
   """The batch's prompts in blocks; writes their first tokens into it."""
+  return _packed_rows(_rows(batch), max_responses=RESPONSES, **sizes)
+
+
+def _packed_rows(rows, **sizes):
+  """Prepared comparisons in blocks, all in one batch."""
   examples = batches.comparison_examples(
-      _rows(batch), None, max_responses=RESPONSES, pad_id=tiny.PAD_ID, **sizes)
+      rows, None, pad_id=tiny.PAD_ID, **sizes)
   packed = batches.Batches(examples, len(examples))(0)
   packed.pop("row_mask")
   return packed
