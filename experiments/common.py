@@ -287,7 +287,7 @@ def collect(size: str) -> dict:
 
 
 def sft_select(size: str) -> dict:
-  """The SFT checkpoint whose samples score best (C.1); see config.sft.select."""
+  """The SFT checkpoint whose samples score best (C.1)."""
   mini = size == MINI
   return dict(
       candidates="sft",

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 import importlib.metadata
 import platform
 import resource
+import statistics
 from typing import Any
 
 import jax
@@ -25,8 +26,9 @@ def summarise(run: Run, seconds: float) -> dict[str, Any]:
   summary = {
       "name": run.config.name,
       "stages": {
-          name: {"seconds": content["seconds"]}
-          | ({} if config_lib.name_of(name) == "evaluate" else content["figures"])
+          name: {"seconds": content["seconds"]} | (
+              {} if config_lib.name_of(name) == "evaluate"
+              else content["figures"])
           for name, content in done.items()
       },
       "seconds": round(sum(d["seconds"] for d in done.values()), 1),
@@ -50,29 +52,65 @@ def summarise(run: Run, seconds: float) -> dict[str, Any]:
                             ("agreement_heldout", "agreement_heldout"),
                             ("agreement_between", "agreement_between"))
           if key in content["figures"]}
+  if len(compared := reward_models(done)) > 1:
+    summary["reward_models"] = compared
+  if found := folds(done):
+    summary["folds"] = found
   if len(by_round := rounds(run, done)) > 1:
     summary["rounds"] = by_round
   return summary
 
 
+def folds(done: Mapping[str, Any]) -> dict[str, Any]:
+  """Accuracy on the labelers whom the folds' reward models learnt from
+  (`inside`) and on those left out (`heldout`): mean and standard deviation
+  over folds, as in App. E.2, and the folds' own."""
+  by_fold = {
+      stage: content["figures"]["fold_accuracy"]
+      for stage, content in done.items()
+      if "fold_accuracy" in content["figures"]}
+  if len(by_fold) < 2:
+    return {}
+  found = {"folds": by_fold}
+  for side in ("inside", "heldout"):
+    means = [of[side]["mean"] for of in by_fold.values()]
+    found[side] = {"mean": statistics.fmean(means),
+                   "sd": statistics.stdev(means),
+                   "pairs": sum(of[side]["pairs"] for of in by_fold.values())}
+  return found
+
+
+def reward_models(done: Mapping[str, Any]) -> list[dict[str, Any]]:
+  """A line a reward model: what it learnt from, and its accuracy on
+  validation comparisons after each epoch and by group at the end."""
+  return [
+      {"reward_model": stage,
+       "comparisons": content["figures"]["prompts"],
+       "by_epoch": content["figures"]["validation_accuracy_by_epoch"],
+       "by_group": content["figures"]["validation_accuracy_by_group"]}
+      for stage, content in done.items()
+      if config_lib.name_of(stage) in config_lib.REWARD_MODELS
+  ]
+
+
 def rounds(run: Run, done: Mapping[str, Any]) -> list[dict[str, Any]]:
-  """A line for each evaluated PPO stage, in their order: its reward model's
-  accuracy, its gold score and its win rate against SFT."""
+  """A line for each PPO stage of the run that was evaluated, in their order:
+  its reward model's accuracy, its gold score and its win rate against SFT."""
   found = []
   for stage, content in done.items():
     if config_lib.name_of(stage) != "evaluate":
       continue
     figures = content["figures"]["eval"]
     for policy in run.config[stage].policies:
-      if config_lib.name_of(policy) != "ppo":
+      if config_lib.name_of(policy) != "ppo" or policy not in done:
         continue
       reward_model = run.config[policy].reward_model
+      learnt = checkpoint.read_done(run.stage_dir(reward_model))["figures"]
       found.append({
           "policy": policy,
           "reward_model": reward_model,
-          "comparisons": done[reward_model]["figures"]["prompts"],
-          "validation_accuracy":
-              done[reward_model]["figures"]["validation_accuracy"],
+          "comparisons": learnt["prompts"],
+          "validation_accuracy": learnt["validation_accuracy"],
           "gold_score": figures.get("gold_score_intervals", {}).get(policy),
           "win_rate": figures["win_rate"].get(policy),
           "kl": figures["kl"][policy],
@@ -99,6 +137,10 @@ def format_summary(run: Run, summary: dict[str, Any]) -> str:
           f"{run.config.evaluate.policies[-1]} is preferred to "
           f"{run.config.evaluate.baseline}: {interval(rate, percent=True)} "
           f"of {rate['n']} held-out prompts (95 % interval, ties half)")
+  if "reward_models" in summary:
+    parts.append(format_reward_models(summary["reward_models"]))
+  if "folds" in summary:
+    parts.append(format_folds(summary["folds"]))
   if "rounds" in summary:
     parts.append(format_rounds(summary["rounds"]))
   files = ("config.json", "metrics.jsonl", "tensorboard", "samples.jsonl",
@@ -110,6 +152,29 @@ def format_summary(run: Run, summary: dict[str, Any]) -> str:
       f"{summary['peak_rss_mb']:.0f} MB\nwritten: " + "\n         ".join(
           present))
   return "\n" + "\n\n".join(parts)
+
+
+def format_reward_models(compared: Sequence[Mapping[str, Any]]) -> str:
+  """Accuracy on validation comparisons, one line a reward model."""
+  rows = []
+  for model in compared:
+    row = {"reward model": model["reward_model"],
+           "comparisons": model["comparisons"]}
+    for epoch, found in enumerate(model["by_epoch"], start=1):
+      row[f"epoch {epoch}"] = interval(found, percent=True)
+    for group, found in model["by_group"].items():
+      if group != "all":
+        row[group.replace("_", " ")] = interval(found, percent=True)
+    rows.append(row)
+  return tabulate.tabulate(rows, headers="keys", disable_numparse=True)
+
+
+def format_folds(found: Mapping[str, Any]) -> str:
+  inside, heldout = (
+      f"{100 * of['mean']:.1f} ± {100 * of['sd']:.1f} %"
+      for of in (found["inside"], found["heldout"]))
+  return (f"accuracy on labelers learnt from {inside}, on labelers left out "
+          f"{heldout} (mean and SD of {len(found['folds'])} folds)")
 
 
 def format_rounds(by_round: Sequence[Mapping[str, Any]]) -> str:

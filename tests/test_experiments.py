@@ -15,7 +15,8 @@ from rlhf_jax import config as config_lib
 from rlhf_jax.models.policy import Policy
 from rlhf_jax.run import init_params, transformer_config
 
-EXPERIMENTS = ("ppo_ptx", "ppo", "rm", "rm_pairs", "sft", "pretrain")
+EXPERIMENTS = ("ppo_ptx", "ppo", "rm", "rm_pairs", "rm_folds", "rounds",
+               "labeling", "sft", "sft_select", "pretrain")
 # SPEC section 2: parameters, pretraining batch in tokens, learning rate.
 TABLE = {
     "125m": (125_226_240, 0.5e6, 6.0e-4),

@@ -95,7 +95,11 @@ def test_every_stage_says_that_it_is_done(base):
 ])
 def test_a_checkpoint_keeps_its_parts_apart(base, stage, items):
   steps = saved_steps(base.workdir / stage)
-  assert len(steps) == base.config[stage].keep_checkpoints
+  if stage == "sft":  # the one of the lowest validation loss, and the last
+    selected = base.json("sft/done.json")["figures"]["selected_step"]
+    assert steps == sorted({selected, base.config.sft.num_steps})
+  else:
+    assert len(steps) == base.config[stage].keep_checkpoints
   for step in steps:
     folder = base.workdir / stage / "checkpoints" / str(step)
     parts = {path.name for path in folder.iterdir() if path.is_dir()}
@@ -205,7 +209,7 @@ def test_samples_are_the_evaluations_own(base):
 
 def test_the_win_rate_is_that_of_the_samples(base, run):
   rows = base.rows("samples.jsonl")
-  train, heldout = labelers.of_run(run)
+  train, heldout = labelers.of_run(run, labelers.TRUTHFUL_HARMLESS)
   asked = []
 
   def judge(number, prompt, pair):
@@ -482,11 +486,12 @@ def test_a_moved_run_still_has_its_comparisons(base, tmp_path):
   shutil.copytree(base.workdir / "data", moved / "data")
   shutil.copytree(base.workdir / "collect", moved / "collect")
   run = pipeline.make_run(base.config, epath.Path(moved))
-  datasets.prepare_for(run, ("comparisons",))  # would raise: made otherwise
+  # would raise, had they been made otherwise
+  datasets.prepare_for(run, ("comparisons",), "rm")
   rows = (moved / "collect" / "comparisons.jsonl").read_text().splitlines()
   (moved / "collect" / "comparisons.jsonl").write_text("\n".join(rows[1:]))
   with pytest.raises(DataError, match="prepared otherwise .source: 'collect#"):
-    datasets.prepare_for(run, ("comparisons",))
+    datasets.prepare_for(run, ("comparisons",), "rm")
 
 
 def test_an_unfinished_input_is_refused(base, tmp_path):

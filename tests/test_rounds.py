@@ -1,6 +1,7 @@
 """Later rounds: who answers, what is learnt from, what is said of them."""
 
 import collections
+import json
 
 import pytest
 
@@ -84,8 +85,25 @@ def test_the_summary_has_a_line_a_round(run):
   assert len(table.splitlines()) == 2 + 3
 
 
+def test_the_summary_has_a_line_a_reward_model(run):
+  summary = run.json("summary.json")
+  lines = summary["reward_models"]
+  assert [line["reward_model"] for line in lines] == ["rm", "rm@2", "rm@3"]
+  for line in lines:
+    report = json.loads((
+        (tiny_run.base().workdir if line["reward_model"] == "rm"
+         else run.workdir) / line["reward_model"] / "report.json").read_text())
+    assert line["by_group"] == report["validation"]["accuracy"]
+    assert len(line["by_epoch"]) == 2
+  table = summaries.format_reward_models(lines).splitlines()
+  assert len(table) == 2 + 3
+  for name in ("epoch 1", "epoch 2", "train labelers", "heldout labelers"):
+    assert name in table[0]
+
+
 def test_one_round_needs_no_table():
-  assert "rounds" not in tiny_run.base().json("summary.json")
+  summary = tiny_run.base().json("summary.json")
+  assert "rounds" not in summary and "reward_models" not in summary
 
 
 @pytest.mark.parametrize("size", ["mini", "1.3b"])

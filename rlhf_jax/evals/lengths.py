@@ -34,8 +34,9 @@ def correlations(rows: Rows, scores: Scores) -> dict[str, Any]:
     `score` and `labelers`, each with `overall`, of all responses together, and
     `within_prompt`, the mean of the correlations among one row's responses
     (mean, low, high, n: prompts). Where one side is constant there is no
-    correlation; where there is none at all, None. A labeler's ranks, of lists of many lengths, are compared overall as
-    the share of its list that a response beats, ties half.
+    correlation; where there is none at all, None. A labeler's ranks, of lists
+    of many lengths, are compared overall as the share of its list that a
+    response beats, ties half.
   """
   lengths = [[len(text) for text in row["responses"]] for row in rows]
   beaten = [beaten_share(row["ranks"]) for row in rows]

@@ -138,7 +138,6 @@ def train(run: Run, stage: str) -> dict[str, Any]:
         progress.update()
     if first == num_steps:  # it was killed after its last save
       figures = dict(evaluate(state.params))
-      run.writer.write(stage, num_steps, figures)
     if settings.select == "loss":
       selected, figures = select_by_loss(run, stage, weights)
       saved.keep_only({selected, num_steps})

@@ -179,6 +179,8 @@ class Measure:
     return {
         "validation/rm/epoch": epoch,
         "validation/rm/accuracy": found["mean"],
+        "validation/rm/accuracy_low": found["low"],
+        "validation/rm/accuracy_high": found["high"],
         "validation/rm/pairs": found["pairs"],
         "validation/rm/loss": ranking.loss(
             self._rows, scores, self._settings.denominator),
@@ -208,13 +210,17 @@ class Measure:
         self._rows, scores,
         reward_model.comparison_groups(self._run, self._rows))
     measured = {
-        row["step"]: row["validation/rm/accuracy"]
+        row["step"]: {
+            "mean": row["validation/rm/accuracy"],
+            "low": row["validation/rm/accuracy_low"],
+            "high": row["validation/rm/accuracy_high"]}
         for row in metrics.read(self._run.workdir, self._stage)
         if "validation/rm/accuracy" in row}
     figures = figures | {
         "validation_accuracy": validation["accuracy"]["all"]["mean"],
         "calibration_error": validation["calibration"]["expected_error"],
         "validation_accuracy_by_epoch": [measured[end] for end in epoch_ends],
+        "validation_accuracy_by_group": validation["accuracy"],
     }
     if self._fold:
       figures["fold_accuracy"] = reward_model.fold_accuracy(

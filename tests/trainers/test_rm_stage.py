@@ -39,8 +39,12 @@ def test_every_epoch_is_measured_at_its_end(base, run):
   assert [row["validation/rm/epoch"] for row in rows] == [1, 2]
   figures = base.json("rm/done.json")["figures"]
   found = [row["validation/rm/accuracy"] for row in rows]
-  assert figures["validation_accuracy_by_epoch"] == found
+  assert [
+      of["mean"] for of in figures["validation_accuracy_by_epoch"]] == found
   assert figures["validation_accuracy"] == found[-1]
+  last, whole = (figures["validation_accuracy_by_epoch"][-1],
+                 figures["validation_accuracy_by_group"]["all"])
+  assert last == {name: whole[name] for name in last}
   pairs = base.json("rm/report.json")["validation"]["pairs"]
   for row in rows:
     assert 0 < row["validation/rm/loss"] < 2

@@ -30,7 +30,8 @@ def _overfitted(tmp_path_factory):
   workdir = tmp_path_factory.mktemp("overfitted")
   tiny_run.run(tiny_run.only(
       ("sft",), sft__every_eval_steps=4, sft__every_save_steps=3,
-      sft__optimizer__learning_rate=1.0, sft__optimizer__warmup_steps=15, sft__select="loss"), workdir)
+      sft__optimizer__learning_rate=1.0, sft__optimizer__warmup_steps=15,
+      sft__select="loss"), workdir)
   rows = [json.loads(line) for line in
           (workdir / "metrics.jsonl").read_text().splitlines()]
   name = "validation/demonstrations/loss"
@@ -56,7 +57,8 @@ def test_the_last_is_used_where_that_is_asked(overfitted, tmp_path):
   workdir, _ = overfitted
   tiny_run.run(tiny_run.only(
       ("sft",), sft__every_eval_steps=4, sft__every_save_steps=3,
-      sft__optimizer__learning_rate=1.0, sft__optimizer__warmup_steps=15, sft__select="last"), tmp_path)
+      sft__optimizer__learning_rate=1.0, sft__optimizer__warmup_steps=15,
+      sft__select="last"), tmp_path)
   assert "selected_step" not in checkpoint.read_done(
       tmp_path / "sft")["figures"]
   assert same(load(tmp_path, "sft"), load(workdir, "sft", 16))
