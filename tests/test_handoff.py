@@ -80,6 +80,8 @@ _BAD_ROWS = (
     ({"ranks": None}, "'ranks' must be a list"),
     ({"labeler_id": "nobody"}, "'nobody' is not on the roster"),
     ({"labeler_id": ""}, "labeler_id '' is not on the roster"),
+    ({"labeler_id": ["ann"]}, r"labeler_id \['ann'\] is not on the roster"),
+    ({"labeler_id": 7}, "labeler_id 7 is not on the roster"),
     ({"labeler_id": "eve"}, "'eve' is of the group 'heldout', but"),
     ({"task_id": "collect/9.0"}, "no task 'collect/9.0' was given out"),
     ({"task_id": 7}, "no task_id in"),
@@ -90,12 +92,16 @@ _BAD_ROWS = (
     ({"likert": [7]}, "'likert' has to be a list with one value for each"),
     ({"likert": [8, 1]}, "likert 8; ratings are whole numbers from 1 to 7"),
     ({"likert": [True, 1]}, "likert true"),
+    ({"likert": [6.0, 1]}, "likert 6.0"),
+    ({"likert": False}, "'likert' has to be a list"),
     ({"metadata": [{}]}, "'metadata' has to be a list"),
     ({"metadata": [{"halucination": True}, {}]}, "metadata 'halucination'"),
     ({"metadata": [{"hallucination": 1}, {}]}, "'hallucination' = 1; the field"),
     ({"metadata": ["no", "yes"]}, "metadata no; write an object"),
     ({"seconds": -1}, "seconds -1; write the time"),
     ({"seconds": "ten"}, "seconds ten; write the time"),
+    ({"seconds": float("nan")}, "seconds NaN; write the time"),
+    ({"seconds": 10**400}, "seconds 1000"),
 )
 
 
@@ -106,6 +112,35 @@ def test_a_bad_row_is_refused_with_its_line(tmp_path, change, message):
   with pytest.raises(DataError, match=message) as error:
     read(tmp_path, rows)
   assert str(error.value).startswith(f"{tmp_path}/ranked.jsonl:3: ")
+
+
+@pytest.mark.parametrize("change", [
+    {"task_id": "x" * 10**7}, {"prompt": "x" * 10**7},
+    {"labeler_id": "x" * 10**7}, {"ranks": [2] * 10**6},
+    {"likert": "x" * 10**7}, {"metadata": [{"x" * 10**7: True}, {}]},
+    {"extra": "x" * 10**7, "ranks": [0, 1]}])
+def test_a_message_about_ten_megabytes_is_short(tmp_path, change):
+  rows = ranked()
+  rows[2] |= change
+  with pytest.raises(DataError, match="ranked.jsonl:3: ") as error:
+    read(tmp_path, rows)
+  assert len(str(error.value)) < 1000
+
+
+def test_a_file_cut_while_it_was_compressed(tmp_path):
+  path = tmp_path / "ranked.jsonl.gz"
+  whole = pathlib.Path(write(path, ranked())).read_bytes()
+  path.write_bytes(whole[:len(whole) - 12])
+  with pytest.raises(DataError, match=r"gz:\d: broken gzip file"):
+    handoff.read_ranked(str(path), tasks(), ROSTER)
+
+
+def test_only_the_order_of_ranks_counts(tmp_path):
+  rows = ranked()
+  rows[0]["ranks"], rows[1]["ranks"] = [7, 3], [2, 2]
+  found = read(tmp_path, rows)
+  assert found["collect/0.0"].rank("prompt 0", ["a0", "b0"]).ranks == (2, 1)
+  assert found["collect/1.0"].rank("prompt 1", ["a1", "b1"]).ranks == (1, 1)
 
 
 @pytest.mark.parametrize("line, message", [
@@ -141,6 +176,7 @@ def test_two_labels_of_a_prompt_are_of_two_people(tmp_path):
 
 @pytest.mark.parametrize("line, message", [
     ({"labeler_id": "ann", "group": "test"}, "group of 'ann' is 'test'"),
+    ({"labeler_id": "ann", "group": ["train"]}, "group of 'ann' is "),
     ({"labeler_id": 3, "group": "train"}, "a labeler is"),
     ("[]\n", "a labeler is"),
     ({"labeler_id": "bob", "group": "train"}, "'bob' is in .*jsonl:1 too"),
