@@ -229,12 +229,17 @@ def make_panel(run: Run, stage: str, tasks: Sequence[Task],
   settings = run.config[stage]
   if settings.labeler == SMALLWORLD:
     return smallworld_panel(run)
-  if settings.labeler == EXPORT or settings.labeler.startswith("jsonl:"):
+  if asks_people(settings.labeler):
     return people(run, stage, tasks, answers)
   labeler = labelers.RewardLabeler(
       run, settings.labeler, tie_margin=run.config.labelers.tie_margin,
       max_responses=settings.max_responses)
   return Panel(lambda task: (labeler,), {labeler.labeler_id: TRAIN})
+
+
+def asks_people(labeler: str) -> bool:
+  """Whether people rank, by config.collect.labeler."""
+  return labeler == EXPORT or labeler.startswith("jsonl:")
 
 
 def smallworld_panel(run: Run) -> Panel:
@@ -252,15 +257,19 @@ def smallworld_panel(run: Run) -> Panel:
 
 
 def people(run: Run, stage: str, tasks, answers) -> Panel:
-  """Writes the tasks for people; their labelers, once the ranks are there."""
+  """Writes the tasks for people; their labelers, once the ranks are there.
+
+  Tasks that are written already stay: somebody may be filling them in.
+  """
   settings = run.config[stage]
   asked = handoff.make_tasks(stage, tasks, answers)
   path = run.workdir / stage / "tasks.jsonl"
-  write_lines(path, asked)
+  if not path.exists():
+    write_lines(path, asked)
   if settings.labeler == EXPORT:
     raise handoff.WaitingForPeople(
         f"{stage}: {len(asked)} tasks are written to {path}. Fill in the "
-        "ranks, then give the file back:\n"
+        "ranks, in a copy or there, then give the same command the file:\n"
         f"  --config.{stage}.labeler=jsonl:RANKED_FILE "
         f"--config.{stage}.roster=LABELERS_FILE")
   group_of = handoff.read_roster(settings.roster)

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from rlhf_jax import collect, handoff, labelers
+from rlhf_jax import collect, handoff, labelers, pipeline
 from rlhf_jax.data.records import DataError
 from tests import tiny_run
 
@@ -208,14 +208,14 @@ def _exported(tmp_path_factory):
   return workdir, rows
 
 
-def take_in(workdir, rows):
+def take_in(workdir, rows, path=None):
   ids = {row["labeler_id"]: row["group"] for row in rows}
   roster = write(workdir / "roster.jsonl", [
       {"labeler_id": name, "group": group} for name, group in ids.items()])
+  ranked_path = write(path or workdir / "ranked.jsonl", rows)
   tiny_run.run(tiny_run.only(
       ("collect",), collect__roster=roster,
-      collect__labeler=f"jsonl:{write(workdir / 'ranked.jsonl', rows)}"),
-               workdir)
+      collect__labeler=f"jsonl:{ranked_path}"), workdir)
 
 
 def test_an_exported_run_stops_before_the_next_stage(exported):
@@ -231,6 +231,26 @@ def test_a_bad_file_is_not_half_taken_in(exported, tmp_path):
     take_in(tmp_path, rows[:-1])
   left = {path.name for path in (tmp_path / "collect").iterdir()}
   assert left == {"settings.json", "responses.jsonl", "tasks.jsonl"}
+
+
+def test_tasks_that_are_being_ranked_are_not_written_again(exported, tmp_path):
+  """Filled in where they lie, exported again, refused, given back."""
+  workdir, rows = exported
+  shutil.copytree(workdir, tmp_path, dirs_exist_ok=True)
+  tasks_path = tmp_path / "collect" / "tasks.jsonl"
+  half = "".join(json.dumps(row) + "\n" for row in rows[:10])
+  tasks_path.write_text(half)
+  with pytest.raises(handoff.WaitingForPeople):
+    tiny_run.run(
+        tiny_run.only(("collect",), collect__labeler="export"), tmp_path)
+  assert tasks_path.read_text() == half
+  with pytest.raises(DataError, match="54 of 64 tasks are missing"):
+    take_in(tmp_path, rows[:10], tasks_path)
+  assert tasks_path.read_text() == half
+  take_in(tmp_path, rows)  # by another name than the file that was refused
+  assert (tmp_path / "collect" / "done.json").exists()
+  with pytest.raises(pipeline.WorkdirError, match="collect.labeler: "):
+    take_in(tmp_path, rows, tmp_path / "other.jsonl")
 
 
 def test_what_people_rank_is_what_the_run_learns_from(exported, tmp_path):
