@@ -20,7 +20,7 @@ from etils import epath
 import jax
 
 from rlhf_jax import (
-    checkpoint, handoff, labelers, metrics, sampler, sharding,
+    checkpoint, datasets, handoff, labelers, metrics, sampler, sharding,
 )
 from rlhf_jax.data.splits import unit_hash
 from rlhf_jax.evals import agreement, collected
@@ -126,6 +126,7 @@ def sample(run: Run, stage: str, tasks: Sequence[Task]) -> list[Answer]:
   groups = [tasks[i:i + size] for i in range(0, len(tasks), size)]
   path = run.workdir / stage / "responses.jsonl"
   done = keep_whole_groups(path, groups)
+  datasets.barrier(f"kept {stage}")  # before process 0 appends
   if done < len(groups):
     with sharding.use(run.mesh, run.axis_rules):
       answer = make_answer(run, stage)
@@ -133,6 +134,7 @@ def sample(run: Run, stage: str, tasks: Sequence[Task]) -> list[Answer]:
         for group in groups[done:]:
           append_lines(path, answer(group))
           progress.update()
+  datasets.barrier(f"sampled {stage}")  # what process 0 wrote is there
   return read_lines(path)
 
 
