@@ -8,6 +8,12 @@ of each group, so that agreement can be measured. A stage leaves
   tasks.jsonl        where people rank: what they are asked (see `handoff`)
   comparisons.jsonl  what was ranked: one labeler's view of a prompt a line
   report.json        agreement, ties, and how each policy was rated
+
+A line of comparisons.jsonl holds the prompt with its `split`, `user_id` and
+`category`; of each response its text, policy and seed (`responses`,
+`policies`, `seeds`) and what the labeler said of it (`ranks`, `likert`,
+`metadata`; the latter two are empty where they were not asked); `labeler_id`
+and `labeler_group`; and the `seconds` it took, null unless a person took them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -294,7 +300,8 @@ def rank(stage: str, panel: Panel, tasks: Sequence[Task],
       ranking = labeler.rank(answer["prompt"], answer["responses"])
       shown = {k: v for k, v in answer.items() if k != "task"}
       rows.append(shown | dataclasses.asdict(ranking)
-                  | {"labeler_id": labeler.labeler_id})
+                  | {"labeler_id": labeler.labeler_id,
+                     "labeler_group": panel.group_of[labeler.labeler_id]})
   return rows
 
 

@@ -274,6 +274,9 @@ def test_rows_say_all_there_is_to_say(base):
   for row in base.rows("collect/comparisons.jsonl"):
     assert set(row) == {
         "prompt", "responses", "policies", "seeds", "ranks", "likert",
-        "metadata", "seconds", "labeler_id", "split", "user_id", "category"}
+        "metadata", "seconds", "labeler_id", "labeler_group", "split",
+        "user_id", "category"}
+    assert row["labeler_id"].startswith(row["labeler_group"])
+    assert row["seconds"] is None
     for marks in row["metadata"]:
       assert set(marks) == set(labelers.METADATA)

@@ -11,7 +11,8 @@ and its rows are dicts of one of four kinds:
   pretrain        {text, source?}
   demonstrations  {prompt, response, user_id?, labeler_id?, category?, source?}
   comparisons     {prompt, responses[], ranks[], user_id?, labeler_id?,
-                   category?, source?, metadata?}     1 = best, equal = tie
+                   labeler_group?, category?, source?, metadata?}
+                   1 = best, equal = tie
   prompts         {prompt, user_id?, category?, source?}
 
 Other fields are ignored. A comparison given as a demonstration stands for its
@@ -38,7 +39,7 @@ _FIELDS = {
     ),
     "comparisons": (
         ("prompt",),
-        ("user_id", "labeler_id", "category", "source"),
+        ("user_id", "labeler_id", "labeler_group", "category", "source"),
     ),
     "prompts": (("prompt",), ("user_id", "category", "source")),
 }
