@@ -110,7 +110,7 @@ def read_ranked(path: str, asked: Sequence[Mapping[str, Any]],
   by_id = {task["task_id"]: task for task in asked}
   returned, places, rated = {}, {}, {}
   for row, origin in records.json_lines(path):
-    task = _task_of(row, by_id, origin)
+    task = task_of(row, by_id, origin, _UNCHANGED)
     name = task["task_id"]
     if name in returned:
       raise DataError(
@@ -123,29 +123,49 @@ def read_ranked(path: str, asked: Sequence[Mapping[str, Any]],
           f"{rated[seen]}; two different people are asked")
     rated[seen] = places[name] = origin
     returned[name] = GivenRanks(
-        labeler, {seen[1:]: _ranking(row, task, origin)})
+        labeler, {seen[1:]: ranking_of(row, origin)})
   _refuse_missing(path, by_id, returned)
   return returned
 
 
-def _task_of(row, by_id, origin: str) -> Mapping[str, Any]:
-  """The task that a row answers, its text unaltered."""
-  if not isinstance(row, dict) or not isinstance(row.get("task_id"), str):
-    raise DataError(
-        f"{origin}: no task_id in {records.short(row)}; return the lines of "
-        "tasks.jsonl")
-  task = by_id.get(row["task_id"])
+def task_of(row: Any, by_id: Mapping[str, Mapping[str, Any]], origin: str,
+            unchanged: Sequence[str]) -> Mapping[str, Any]:
+  """The task that a row answers.
+
+  Args:
+    row: a line of what was returned.
+    by_id: task id -> the task as it was given out.
+    origin: where the row stands, for messages.
+    unchanged: the fields that must be as they were.
+
+  Raises:
+    DataError: there is no such task, or it was altered.
+  """
+  task = by_id.get(given_id(row, origin))
   if task is None:
     raise DataError(
         f"{origin}: no task {quoted(row['task_id'])} was given out; remove the "
         "line")
-  for name in _UNCHANGED:
+  for name in unchanged:
     if row.get(name) != task[name]:
       raise DataError(
           f"{origin}: {name!r} of task {row['task_id']!r} was altered: "
           f"{records.short(row.get(name))} instead of "
           f"{records.short(task[name])}; bring the original back")
   return task
+
+
+def given_id(row: Any, origin: str) -> str:
+  """The task id that a line names.
+
+  Raises:
+    DataError: it names none.
+  """
+  if not isinstance(row, dict) or not isinstance(row.get("task_id"), str):
+    raise DataError(
+        f"{origin}: no task_id in {records.short(row)}; return the lines of "
+        "tasks.jsonl")
+  return row["task_id"]
 
 
 def _labeler_of(row, task, group_of, origin: str) -> str:
@@ -162,9 +182,14 @@ def _labeler_of(row, task, group_of, origin: str) -> str:
   return labeler
 
 
-def _ranking(row, task, origin: str) -> Ranking:
+def ranking_of(row: Any, origin: str) -> Ranking:
+  """What somebody said of a task, of all that the line has.
+
+  Raises:
+    DataError: it is not as described above.
+  """
   checked = records.check(row, "comparisons", origin)
-  number = len(task["responses"])
+  number = len(checked["responses"])
   likert = _listed(row, "likert", number, origin)
   for value in likert:
     if type(value) is not int or value not in range(1, 8):

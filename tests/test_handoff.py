@@ -96,7 +96,7 @@ _BAD_ROWS = (
     ({"likert": False}, "'likert' has to be a list"),
     ({"metadata": [{}]}, "'metadata' has to be a list"),
     ({"metadata": [{"halucination": True}, {}]}, "metadata 'halucination'"),
-    ({"metadata": [{"hallucination": 1}, {}]}, "'hallucination' = 1; the field"),
+    ({"metadata": [{"hallucination": 1}, {}]}, "'hallucination' = 1; the"),
     ({"metadata": ["no", "yes"]}, "metadata no; write an object"),
     ({"seconds": -1}, "seconds -1; write the time"),
     ({"seconds": "ten"}, "seconds ten; write the time"),

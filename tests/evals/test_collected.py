@@ -9,8 +9,9 @@ ROWS = [
      "policies": ["sft", "ppo", "sft"], "likert": [7, 4, 3], "seconds": 10.0,
      "metadata": [{"hallucination": False}, {"hallucination": True},
                   {"hallucination": True}]},
-    {"prompt": "q", "responses": ["d", "e"], "ranks": [2, 1], "policies": ["sft", "ppo"],
-     "likert": [], "metadata": [], "seconds": None},
+    {"prompt": "q", "responses": ["d", "e"], "ranks": [2, 1],
+     "policies": ["sft", "ppo"], "likert": [], "metadata": [],
+     "seconds": None},
 ]
 
 
