@@ -4,10 +4,12 @@ import gzip
 import json
 import pathlib
 import shutil
+import sys
 
+from absl.testing import flagsaver
 import pytest
 
-from rlhf_jax import collect, handoff, labelers, pipeline
+from rlhf_jax import collect, handoff, labelers, main, pipeline
 from rlhf_jax.data.records import DataError
 from tests import tiny_run
 
@@ -231,6 +233,39 @@ def test_a_bad_file_is_not_half_taken_in(exported, tmp_path):
     take_in(tmp_path, rows[:-1])
   left = {path.name for path in (tmp_path / "collect").iterdir()}
   assert left == {"settings.json", "responses.jsonl", "tasks.jsonl"}
+
+
+def test_the_program_stops_for_people_and_goes_on(
+    exported, tmp_path, capsys, monkeypatch):
+  """Exit code 0 and no later stage; then the groups are the roster's."""
+  workdir, rows = exported
+  shutil.copytree(workdir, tmp_path / "run")
+  rows = [row | {"labeler_id": "person " + row["labeler_id"][-1] + row["group"]}
+          for row in rows]
+  roster = write(tmp_path / "roster.jsonl", [
+      {"labeler_id": name, "group": group}
+      for name, group in sorted({(r["labeler_id"], r["group"]) for r in rows})])
+  (tmp_path / "people.py").write_text(
+      "from tests import tiny_run\n\n\ndef get_config():\n"
+      "  return tiny_run.only(('collect', 'rm'))\n")
+
+  def call(*args):
+    argv = ["main", f"--config={tmp_path / 'people.py'}",
+            f"--workdir={tmp_path / 'run'}", *args]
+    monkeypatch.setattr(sys, "argv", argv)
+    with flagsaver.flagsaver():
+      main.main(main.parse_flags(argv))
+    return capsys.readouterr().out
+
+  printed = call("--config.collect.labeler=export")
+  assert "collect: 64 tasks are written to " in printed
+  assert "--config.collect.labeler=jsonl:RANKED_FILE" in printed
+  assert not (tmp_path / "run" / "rm").exists()
+  call(f"--config.collect.labeler=jsonl:{write(tmp_path / 'r.jsonl', rows)}",
+       f"--config.collect.roster={roster}")
+  report = json.loads((tmp_path / "run" / "rm" / "report.json").read_text())
+  assert set(report["validation"]["accuracy"]) == {
+      "all", "train_labelers", "heldout_labelers"}
 
 
 def test_tasks_that_are_being_ranked_are_not_written_again(exported, tmp_path):
