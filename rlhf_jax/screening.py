@@ -16,12 +16,11 @@ of the candidate's, or in a line with nothing but that and the `labeler_id`.
 
 from collections.abc import Mapping, Sequence
 import itertools
+import json
 import os
 from typing import Any
 
-from etils import epath
-
-from rlhf_jax import checkpoint, collect, handoff
+from rlhf_jax import handoff
 from rlhf_jax.data import records
 from rlhf_jax.data.records import DataError
 from rlhf_jax.evals import candidates
@@ -55,13 +54,23 @@ def screen(reference_path: str, answer_paths: Sequence[str], roster_path: str,
   answers = read_answers(answer_paths, reference)
   check_roster(roster_path, answers, group)
   report = candidates.make_report(reference, answers, cutoffs)
-  checkpoint.write_json(report_path, report)
+  write_whole(report_path, json.dumps(report, indent=2) + "\n")
   passed = [name for name, found in report["candidates"].items()
             if found["passes"]]
   if passed:
-    collect.write_lines(epath.Path(roster_path), [
-        {"labeler_id": name, "group": group} for name in passed])
+    write_whole(roster_path, "".join(
+        json.dumps({"labeler_id": name, "group": group}) + "\n"
+        for name in passed))
   return report
+
+
+def write_whole(path: str, text: str) -> None:
+  """Writes a file whole or not at all; asks for no device, which a run may
+  hold."""
+  partial = path + ".partial"
+  with open(partial, "w", encoding="utf-8") as f:
+    f.write(text)
+  os.replace(partial, path)
 
 
 def check_outputs(written: Sequence[str], read: Sequence[str]) -> None:
