@@ -8,6 +8,12 @@ of each group, so that agreement can be measured. A stage leaves
   tasks.jsonl        where people rank: what they are asked (see `handoff`)
   comparisons.jsonl  what was ranked: one labeler's view of a prompt a line
   report.json        agreement, ties, and how each policy was rated
+
+A line of comparisons.jsonl holds the prompt with its `split`, `user_id` and
+`category`; of each response its text, policy and seed (`responses`,
+`policies`, `seeds`) and what the labeler said of it (`ranks`, `likert`,
+`metadata`; the latter two are empty where they were not asked); `labeler_id`
+and `labeler_group`; and the `seconds` it took, null unless a person took them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +26,7 @@ from etils import epath
 import jax
 
 from rlhf_jax import (
-    checkpoint, handoff, labelers, metrics, sampler, sharding,
+    checkpoint, datasets, handoff, labelers, metrics, sampler, sharding,
 )
 from rlhf_jax.data.splits import unit_hash
 from rlhf_jax.evals import agreement, collected
@@ -126,6 +132,7 @@ def sample(run: Run, stage: str, tasks: Sequence[Task]) -> list[Answer]:
   groups = [tasks[i:i + size] for i in range(0, len(tasks), size)]
   path = run.workdir / stage / "responses.jsonl"
   done = keep_whole_groups(path, groups)
+  datasets.barrier(f"kept {stage}")  # before process 0 appends
   if done < len(groups):
     with sharding.use(run.mesh, run.axis_rules):
       answer = make_answer(run, stage)
@@ -133,6 +140,7 @@ def sample(run: Run, stage: str, tasks: Sequence[Task]) -> list[Answer]:
         for group in groups[done:]:
           append_lines(path, answer(group))
           progress.update()
+  datasets.barrier(f"sampled {stage}")  # what process 0 wrote is there
   return read_lines(path)
 
 
@@ -229,12 +237,17 @@ def make_panel(run: Run, stage: str, tasks: Sequence[Task],
   settings = run.config[stage]
   if settings.labeler == SMALLWORLD:
     return smallworld_panel(run)
-  if settings.labeler == EXPORT or settings.labeler.startswith("jsonl:"):
+  if asks_people(settings.labeler):
     return people(run, stage, tasks, answers)
   labeler = labelers.RewardLabeler(
       run, settings.labeler, tie_margin=run.config.labelers.tie_margin,
       max_responses=settings.max_responses)
   return Panel(lambda task: (labeler,), {labeler.labeler_id: TRAIN})
+
+
+def asks_people(labeler: str) -> bool:
+  """Whether people rank, by config.collect.labeler."""
+  return labeler == EXPORT or labeler.startswith("jsonl:")
 
 
 def smallworld_panel(run: Run) -> Panel:
@@ -252,15 +265,19 @@ def smallworld_panel(run: Run) -> Panel:
 
 
 def people(run: Run, stage: str, tasks, answers) -> Panel:
-  """Writes the tasks for people; their labelers, once the ranks are there."""
+  """Writes the tasks for people; their labelers, once the ranks are there.
+
+  Tasks that are written already stay: somebody may be filling them in.
+  """
   settings = run.config[stage]
   asked = handoff.make_tasks(stage, tasks, answers)
   path = run.workdir / stage / "tasks.jsonl"
-  write_lines(path, asked)
+  if not path.exists():
+    write_lines(path, asked)
   if settings.labeler == EXPORT:
     raise handoff.WaitingForPeople(
         f"{stage}: {len(asked)} tasks are written to {path}. Fill in the "
-        "ranks, then give the file back:\n"
+        "ranks, in a copy or there, then give the same command the file:\n"
         f"  --config.{stage}.labeler=jsonl:RANKED_FILE "
         f"--config.{stage}.roster=LABELERS_FILE")
   group_of = handoff.read_roster(settings.roster)
@@ -283,7 +300,8 @@ def rank(stage: str, panel: Panel, tasks: Sequence[Task],
       ranking = labeler.rank(answer["prompt"], answer["responses"])
       shown = {k: v for k, v in answer.items() if k != "task"}
       rows.append(shown | dataclasses.asdict(ranking)
-                  | {"labeler_id": labeler.labeler_id})
+                  | {"labeler_id": labeler.labeler_id,
+                     "labeler_group": panel.group_of[labeler.labeler_id]})
   return rows
 
 

@@ -8,11 +8,12 @@ line is one task, for one labeler:
    "labeler_id": "", "seconds": null}
 
 Somebody of the task's group fills in `ranks` (1 = best, equal = tie; ties are
-welcome), `labeler_id`, and perhaps `likert` (1 to 7 each), `metadata` (an
-object each, with the fields of `labelers.METADATA` that are true or false) and
-`seconds`. The policies are not shown, the rest must stay as it is, the order
-of the lines is free. `config.collect.labeler=jsonl:PATH` takes the file in,
-whole or not at all.
+welcome, and only the order counts: 1, 1, 3 is kept as 1, 1, 2), `labeler_id`,
+and perhaps `likert` (1 to 7 each), `metadata` (an object each with fields of
+`labelers.METADATA`, true or false; one left out is false) and `seconds`. The
+policies are not shown, the rest must stay as it is, the order of the lines is
+free. `config.collect.labeler=jsonl:PATH` takes the file in, whole or not at
+all.
 
 The roster (`config.collect.roster`) says who may label, a line each:
 
@@ -23,7 +24,6 @@ has learnt can be judged by people it has not seen (InstructGPT 3.4).
 """
 
 from collections.abc import Mapping, Sequence
-import math
 from typing import Any
 
 from rlhf_jax.data import records
@@ -31,6 +31,7 @@ from rlhf_jax.data.records import DataError
 from rlhf_jax.labelers import GROUPS, METADATA, GivenRanks, Ranking
 
 _UNCHANGED = ("group", "prompt", "responses")
+_MAX_SECONDS = 1e9  # of one task: half a working life
 
 
 class WaitingForPeople(Exception):
@@ -80,11 +81,12 @@ def read_roster(path: str) -> dict[str, str]:
           f"{GROUPS}}}, got {records.short(row)}")
     if row.get("group") not in GROUPS:
       raise DataError(
-          f"{origin}: the group of {labeler!r} is {row.get('group')!r}; write "
-          f"one of {GROUPS}")
+          f"{origin}: the group of {quoted(labeler)} is "
+          f"{quoted(row.get('group'))}; write one of {GROUPS}")
     if labeler in groups:
       raise DataError(
-          f"{origin}: {labeler!r} is in {places[labeler]} too; remove one")
+          f"{origin}: {quoted(labeler)} is in {places[labeler]} too; remove "
+          "one")
     groups[labeler], places[labeler] = row["group"], origin
   return groups
 
@@ -108,7 +110,7 @@ def read_ranked(path: str, asked: Sequence[Mapping[str, Any]],
   by_id = {task["task_id"]: task for task in asked}
   returned, places, rated = {}, {}, {}
   for row, origin in records.json_lines(path):
-    task = _task_of(row, by_id, origin)
+    task = task_of(row, by_id, origin, _UNCHANGED)
     name = task["task_id"]
     if name in returned:
       raise DataError(
@@ -121,22 +123,30 @@ def read_ranked(path: str, asked: Sequence[Mapping[str, Any]],
           f"{rated[seen]}; two different people are asked")
     rated[seen] = places[name] = origin
     returned[name] = GivenRanks(
-        labeler, {seen[1:]: _ranking(row, task, origin)})
+        labeler, {seen[1:]: ranking_of(row, origin)})
   _refuse_missing(path, by_id, returned)
   return returned
 
 
-def _task_of(row, by_id, origin: str) -> Mapping[str, Any]:
-  """The task that a row answers, its text unaltered."""
-  if not isinstance(row, dict) or not isinstance(row.get("task_id"), str):
-    raise DataError(
-        f"{origin}: no task_id in {records.short(row)}; return the lines of "
-        "tasks.jsonl")
-  task = by_id.get(row["task_id"])
+def task_of(row: Any, by_id: Mapping[str, Mapping[str, Any]], origin: str,
+            unchanged: Sequence[str]) -> Mapping[str, Any]:
+  """The task that a row answers.
+
+  Args:
+    row: a line of what was returned.
+    by_id: task id -> the task as it was given out.
+    origin: where the row stands, for messages.
+    unchanged: the fields that must be as they were.
+
+  Raises:
+    DataError: there is no such task, or it was altered.
+  """
+  task = by_id.get(given_id(row, origin))
   if task is None:
     raise DataError(
-        f"{origin}: no task {row['task_id']!r} was given out; remove the line")
-  for name in _UNCHANGED:
+        f"{origin}: no task {quoted(row['task_id'])} was given out; remove the "
+        "line")
+  for name in unchanged:
     if row.get(name) != task[name]:
       raise DataError(
           f"{origin}: {name!r} of task {row['task_id']!r} was altered: "
@@ -145,11 +155,24 @@ def _task_of(row, by_id, origin: str) -> Mapping[str, Any]:
   return task
 
 
+def given_id(row: Any, origin: str) -> str:
+  """The task id that a line names.
+
+  Raises:
+    DataError: it names none.
+  """
+  if not isinstance(row, dict) or not isinstance(row.get("task_id"), str):
+    raise DataError(
+        f"{origin}: no task_id in {records.short(row)}; return the lines of "
+        "tasks.jsonl")
+  return row["task_id"]
+
+
 def _labeler_of(row, task, group_of, origin: str) -> str:
   labeler = row.get("labeler_id")
-  if labeler not in group_of:
+  if not isinstance(labeler, str) or labeler not in group_of:
     raise DataError(
-        f"{origin}: labeler_id {labeler!r} is not on the roster (config."
+        f"{origin}: labeler_id {quoted(labeler)} is not on the roster (config."
         f"collect.roster has {records.short(sorted(group_of))}); correct it, "
         "or add them there")
   if group_of[labeler] != task["group"]:
@@ -159,12 +182,17 @@ def _labeler_of(row, task, group_of, origin: str) -> str:
   return labeler
 
 
-def _ranking(row, task, origin: str) -> Ranking:
+def ranking_of(row: Any, origin: str) -> Ranking:
+  """What somebody said of a task, of all that the line has.
+
+  Raises:
+    DataError: it is not as described above.
+  """
   checked = records.check(row, "comparisons", origin)
-  number = len(task["responses"])
+  number = len(checked["responses"])
   likert = _listed(row, "likert", number, origin)
   for value in likert:
-    if isinstance(value, bool) or value not in range(1, 8):
+    if type(value) is not int or value not in range(1, 8):
       raise DataError(
           f"{origin}: likert {records.short(value)}; ratings are whole numbers "
           "from 1 to 7")
@@ -172,19 +200,20 @@ def _ranking(row, task, origin: str) -> Ranking:
   for value in metadata:
     _check_metadata(value, origin)
   seconds = row.get("seconds")
-  if seconds is not None and not (
-      isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
-      and math.isfinite(seconds) and seconds >= 0):
+  if seconds is not None and not is_number(seconds, 0, _MAX_SECONDS):
     raise DataError(
         f"{origin}: seconds {records.short(seconds)}; write the time taken as "
         "a number, or null")
+  ladder = sorted(set(checked["ranks"]))
   return Ranking(
-      tuple(checked["ranks"]), tuple(likert), tuple(metadata), seconds)
+      tuple(ladder.index(rank) + 1 for rank in checked["ranks"]),
+      tuple(likert), tuple(metadata), seconds)
 
 
 def _listed(row, name: str, number: int, origin: str) -> list[Any]:
   """An optional list with one value a response."""
-  values = row.get(name) or []
+  values = row.get(name)
+  values = [] if values is None else values
   if not isinstance(values, list) or len(values) not in (0, number):
     raise DataError(
         f"{origin}: {name!r} has to be a list with one value for each of the "
@@ -200,8 +229,20 @@ def _check_metadata(value: Any, origin: str) -> None:
   for name, claim in value.items():
     if name not in METADATA or not isinstance(claim, bool):
       raise DataError(
-          f"{origin}: metadata {name!r} = {records.short(claim)}; the fields "
-          f"are {', '.join(METADATA)}, each true or false")
+          f"{origin}: metadata {quoted(name)} = {records.short(claim)}; the "
+          f"fields are {', '.join(METADATA)}, each true or false")
+
+
+def is_number(value: Any, low: float, high: float) -> bool:
+  """Whether a JSON value is a number from `low` to `high`; NaN is none."""
+  return (isinstance(value, (int, float)) and not isinstance(value, bool)
+          and low <= value <= high)
+
+
+def quoted(value: Any) -> str:
+  """A value as messages name it: its repr, cut at 80 characters."""
+  text = repr(value)
+  return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _refuse_missing(path: str, by_id, returned) -> None:

@@ -187,7 +187,8 @@ class RewardLabeler:
     done = checkpoint.read_done(run.stage_dir(stage))
     self.labeler_id = stage
     self._run = run
-    self._unit = done["figures"]["score_sd"]
+    # 0 where the model scores all alike: then all tie
+    self._unit = done["figures"]["score_sd"] or 1.0
     self._tie_margin = tie_margin
     self._scorer = scoring.Scorer(
         run, run.scalar(), run.batch_size_for(max_responses))

@@ -44,6 +44,7 @@ def main(argv):
 
 def parse_flags(argv):
   """absl's parser; no such experiment or key is one message as well."""
+  sys.argv = argv = [quote_round(arg) for arg in argv]  # absl reads both
   try:
     rest = flags.FLAGS(argv)
     _CONFIG.value.name  # what is wrong with the file is raised on first use
@@ -52,10 +53,15 @@ def parse_flags(argv):
     while isinstance(error.args[0], Exception):
       error = error.args[0]
     refuse(f"--config has no key {error.args[0]}")
-  except OSError as error:
+  except (OSError, ValueError) as error:
     refuse(error)
   except flags.Error as error:
     refuse(without_traceback(str(error)))
+
+
+def quote_round(arg):
+  """--config.collect@2.labeler=... as the library spells such a key."""
+  return re.sub(r"^(--?config\.)(\w+@\w+)(?=[.=]|$)", r"\1['\2']", arg)
 
 
 def without_traceback(text):

@@ -109,10 +109,12 @@ def check_workdir(config, workdir: epath.Path) -> None:
 
 
 def begun_with(path: epath.Path, config) -> dict[str, Any]:
-  """The settings of a stage; who ranks its exported tasks is still open."""
+  """The settings of a stage; who ranks its exported tasks is open until their
+  ranks are taken in, for a refused file may come back by another name."""
   settings, stage = json.loads(path.read_text()), path.parent.name
   if config_lib.name_of(stage) == "collect" and (
-      settings[stage]["labeler"] == collect.EXPORT):
+      collect.asks_people(settings[stage]["labeler"])
+      and not checkpoint.read_done(path.parent)):
     settings[stage] |= {
         name: config[stage][name] for name in ("labeler", "roster")}
   return settings

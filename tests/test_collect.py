@@ -151,6 +151,12 @@ def test_a_reward_model_ranks_by_its_scores(base, run, tmp_path):
       expected = labelers.dense_ranks(
           [float(s) / unit for s in scores], config.labelers.tie_margin)
       assert row["ranks"] == list(expected)
+    asked = labelers.RewardLabeler(
+        run, "rm", tie_margin=config.labelers.tie_margin, max_responses=5)
+    assert [asked.rank(row["prompt"], row["responses"]).ranks
+            for row in rows] == [tuple(row["ranks"]) for row in rows]
+    assert {len(row["ranks"]) for row in rows} == {4, 5}
+    assert asked._scorer._scores._cache_size() == 1  # whatever K
   figures = checkpoint.read_done(tmp_path / "collect")["figures"]
   assert not [name for name in figures if name.startswith("agreement")]
 
@@ -274,6 +280,9 @@ def test_rows_say_all_there_is_to_say(base):
   for row in base.rows("collect/comparisons.jsonl"):
     assert set(row) == {
         "prompt", "responses", "policies", "seeds", "ranks", "likert",
-        "metadata", "seconds", "labeler_id", "split", "user_id", "category"}
+        "metadata", "seconds", "labeler_id", "labeler_group", "split",
+        "user_id", "category"}
+    assert row["labeler_id"].startswith(row["labeler_group"])
+    assert row["seconds"] is None
     for marks in row["metadata"]:
       assert set(marks) == set(labelers.METADATA)

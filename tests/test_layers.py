@@ -16,9 +16,9 @@ LAYERS = (
     "optimizer train_state checkpoint metrics",
     "rollout",
     "run datasets streams sampler scoring",
-    "labelers handoff collect evals trainers",
+    "labelers handoff collect screening evals trainers",
     "summaries pipeline",
-    "main sample compare",
+    "main sample compare screen",
 )
 
 

@@ -156,6 +156,22 @@ def test_a_key_that_the_experiment_made_up(refuses, tmp_path):
   refuses(f"--config={path}", message="config.sft has unknown warm_up")
 
 
+@pytest.mark.parametrize("override, message", [
+    ("collect@2.labeler=nobody", r"config.collect@2.labeler = 'nobody'"),
+    ("rm@2.num_epochs=-1", r"config.rm@2.num_epochs = -1 must be >= 1"),
+    ("rm@9.num_epochs=1", r"--config has no key 'rm@9'"),
+    ("rm[.num_epochs=1", r"Could not parse 'rm\[.num_epochs'"),
+])
+def test_a_later_rounds_settings(tmp_path, capsys, override, message):
+  """A stage such as collect@2 has a name that is no identifier."""
+  rounds = f"--config={ROOT / 'experiments' / 'rounds.py'}:mini"
+  with pytest.raises(SystemExit) as stopped:
+    call(rounds, f"--workdir={tmp_path / 'run'}", f"--config.{override}")
+  assert stopped.value.code == 2
+  assert re.search(f"error: .*{message}", capsys.readouterr().err)
+  assert not (tmp_path / "run").exists()
+
+
 def test_no_such_experiment(refuses):
   refuses("--config=nowhere.py", message="No such file or directory: 'nowhere")
 

@@ -11,7 +11,8 @@ and its rows are dicts of one of four kinds:
   pretrain        {text, source?}
   demonstrations  {prompt, response, user_id?, labeler_id?, category?, source?}
   comparisons     {prompt, responses[], ranks[], user_id?, labeler_id?,
-                   category?, source?, metadata?}     1 = best, equal = tie
+                   labeler_group?, category?, source?, metadata?}
+                   1 = best, equal = tie
   prompts         {prompt, user_id?, category?, source?}
 
 Other fields are ignored. A comparison given as a demonstration stands for its
@@ -38,7 +39,7 @@ _FIELDS = {
     ),
     "comparisons": (
         ("prompt",),
-        ("user_id", "labeler_id", "category", "source"),
+        ("user_id", "labeler_id", "labeler_group", "category", "source"),
     ),
     "prompts": (("prompt",), ("user_id", "category", "source")),
 }
@@ -156,6 +157,11 @@ def _read_jsonl(paths):
         raise DataError(
             f"{origin}: not JSON ({error.msg} at column {error.colno}):"
             f" {short(line.decode('utf-8'))}; write one JSON object a line"
+        ) from None
+      except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"{origin}: cannot be read as JSON ({short(str(error))}); write"
+            " numbers of a few digits, and no lists of lists of lists"
         ) from None
       yield row, origin
     if is_empty:
@@ -278,8 +284,8 @@ def _wanted(kind: str) -> str:
 def _field(row: Record, name: str, kind: str, origin: str) -> Any:
   if name not in row:
     raise DataError(
-        f"{origin}: no field {name!r} among {sorted(row)}; a row of {kind}"
-        f" has the fields {_wanted(kind)}"
+        f"{origin}: no field {name!r} among {short(str(sorted(row)))}; a row of"
+        f" {kind} has the fields {_wanted(kind)}"
     )
   return row[name]
 
@@ -294,8 +300,8 @@ def _text(
     )
   if not value.strip() and not may_be_empty:
     raise DataError(
-        f"{origin}: {name!r} is empty ({value!r}); fill it in or remove the"
-        " row"
+        f"{origin}: {name!r} is empty ({value[:80]!r}); fill it in or remove"
+        " the row"
     )
   try:
     value.encode("utf-8")
@@ -325,7 +331,7 @@ def _ranking(row: Record, origin: str) -> Record:
         f" ({short(ranks)}); give one rank a response"
     )
   for rank in ranks:
-    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+    if type(rank) is not int or not 1 <= rank < 2**31:
       raise DataError(
           f"{origin}: rank {short(rank)} in {short(ranks)}; ranks are whole"
           " numbers from 1 (the best), equal for a tie"

@@ -51,7 +51,8 @@ def statistics(
   Returns:
     Group, or "between" -> {`pairwise`: mean, low, high, n (prompts) and pairs;
     `alpha_ranks`, `alpha_likert`: None where there is nothing to compare;
-    `labelers`}.
+    `labelers`}. Pairwise, "between" compares a labeler of one group with one of
+    another; its alphas are those of all labelers together.
   """
   by_prompt: dict[Any, list] = {}
   for row in rows:

@@ -15,14 +15,15 @@ def statistics(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
   """Counts and ratings of comparisons.
 
   Args:
-    rows: with `responses`, `ranks`, `policies`, and perhaps `likert`,
-      `metadata` and `seconds`.
+    rows: with `prompt`, `responses`, `ranks`, `policies`, and perhaps
+      `likert`, `metadata` and `seconds`.
 
   Returns:
     `comparisons`; `pairs`, `tied` (share of them); `responses_per_prompt` (K
     -> comparisons); `seconds` a comparison, None where nobody's time was
-    taken; `policies`: name -> responses, `likert` (mean with its interval), `best`
-    (share ranked first, ties included) and `metadata` (share of each field).
+    taken; `policies`: name -> responses, `likert` (mean with its interval, over
+    prompts), `best` (share ranked first, ties included) and `metadata` (share
+    of each field that anybody named; where others did not, it is false).
   """
   pairs = tied = 0
   for row in rows:
@@ -46,12 +47,19 @@ def of_policy(rows: Sequence[Mapping[str, Any]], policy: str
   """How the responses of one policy were rated."""
   slots = [(row, k) for row in rows
            for k, name in enumerate(row["policies"]) if name == policy]
-  likert = [row["likert"][k] for row, k in slots if row.get("likert")]
+  likert = collections.defaultdict(list)
+  for row, k in slots:
+    if row.get("likert"):
+      likert[row["prompt"]].append(row["likert"][k])
   marked = [row["metadata"][k] for row, k in slots if row.get("metadata")]
-  fields = dict.fromkeys(name for marks in marked for name in marks)
+  fields = dict.fromkeys(
+      name for row in rows for marks in row.get("metadata") or ()
+      for name in marks) if marked else ()
   return {
       "responses": len(slots),
-      "likert": intervals.mean(likert) if likert else None,
+      "likert": intervals.ratio(
+          [sum(of) for of in likert.values()],
+          [len(of) for of in likert.values()]) if likert else None,
       "best": stats.fmean(row["ranks"][k] == 1 for row, k in slots),
       "metadata": {
           field: stats.fmean(bool(marks.get(field)) for marks in marked)

@@ -31,13 +31,20 @@ def score_rows(
 
 
 def comparison_groups(run: Run, rows: ranking.Rows) -> list[str]:
-  """The group of each row: that of its labeler where the labelers are known,
-  its source otherwise."""
-  if run.world is None:
-    return [row["source"] or "unnamed" for row in rows]
-  heldout = {x.labeler_id for x in labelers.of_run(run)[1]}
-  return ["heldout_labelers" if row["labeler_id"] in heldout
-          else "train_labelers" for row in rows]
+  """The group of each row: that of its labeler where the row or Smallworld
+  knows it, its source otherwise."""
+  known = {}
+  if run.world is not None:
+    known = {x.labeler_id: group
+             for group, of in zip(labelers.GROUPS, labelers.of_run(run))
+             for x in of}
+
+  def group_of(row):
+    # rows that were prepared earlier have no labeler_group
+    group = row.get("labeler_group") or known.get(row["labeler_id"])
+    return f"{group}_labelers" if group else row["source"] or "unnamed"
+
+  return [group_of(row) for row in rows]
 
 
 def evaluate(

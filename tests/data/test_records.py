@@ -95,6 +95,10 @@ def test_tfds_rows_equal_json_rows(tmp_path):
     "kind,line,message",
     [
         ("prompts", b'{"prompt": "p"', "not JSON .*column .*one JSON object"),
+        ("prompts", b"[" * 10**5, "cannot be read as JSON .*recursion"),
+        ("prompts", b'{"n": ' + b"1" * 5000 + b"}", "read as JSON .*digits"),
+        ("prompts", b'{"' + b"x" * 10**6 + b'": 1}', "among .{,80}; a row of"),
+        ("prompts", b'{"prompt": "' + b" " * 10**6 + b'"}', "is empty .{,90};"),
         ("prompts", b'["p"]', r"expected a JSON object, got \[\"p\"\]"),
         ("prompts", b'{"text": "p"}', "no field 'prompt' among .'text'."),
         ("prompts", b'{"prompt": 5}', r"'prompt' must be text, got 5 \(int\)"),
@@ -120,6 +124,7 @@ def test_a_bad_row_is_named(tmp_path, kind, line, message):
         ({"ranks": [0, 1]}, r"rank 0 in \[0, 1\]; ranks are whole numbers"),
         ({"ranks": [1, 1.5]}, "rank 1.5"),
         ({"ranks": [1, True]}, "rank true"),
+        ({"ranks": [1, 2**31]}, "rank 2147483648 in"),
         ({"ranks": "12"}, "'ranks' must be a list, got 12"),
         ({"responses": "ab"}, "'responses' must be a list"),
         ({"responses": ["a"], "ranks": [1]}, "at least 2"),

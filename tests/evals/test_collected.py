@@ -1,14 +1,17 @@
 """What a collection holds, counted by hand."""
 
+import pytest
+
 from rlhf_jax.evals import collected
 
 ROWS = [
-    {"responses": ["a", "b", "c"], "ranks": [1, 2, 2],
+    {"prompt": "p", "responses": ["a", "b", "c"], "ranks": [1, 2, 2],
      "policies": ["sft", "ppo", "sft"], "likert": [7, 4, 3], "seconds": 10.0,
      "metadata": [{"hallucination": False}, {"hallucination": True},
                   {"hallucination": True}]},
-    {"responses": ["d", "e"], "ranks": [2, 1], "policies": ["sft", "ppo"],
-     "likert": [], "metadata": [], "seconds": None},
+    {"prompt": "q", "responses": ["d", "e"], "ranks": [2, 1],
+     "policies": ["sft", "ppo"], "likert": [], "metadata": [],
+     "seconds": None},
 ]
 
 
@@ -24,6 +27,22 @@ def test_counts_by_hand():
   assert (sft["likert"]["mean"], ppo["likert"]["mean"]) == (5, 4)
   assert sft["metadata"] == {"hallucination": 1 / 2}
   assert ppo["metadata"] == {"hallucination": 1}
+
+
+def test_a_prompt_rated_again_makes_no_interval_narrower():
+  """Four people on one prompt are no four prompts."""
+  once = [{**ROWS[0], "prompt": str(n), "likert": [n, n, n]}
+          for n in range(1, 8)]
+  of = lambda rows: collected.statistics(rows)["policies"]["sft"]["likert"]
+  assert of(once * 4) == pytest.approx(of(once))
+  assert of(once)["n"] == 7
+
+
+def test_a_field_that_some_left_out_is_false():
+  rows = [{**ROWS[0], "metadata": [{"hallucination": True}, {}, {}]}]
+  found = collected.statistics(rows)["policies"]
+  assert found["sft"]["metadata"] == {"hallucination": 1 / 2}
+  assert found["ppo"]["metadata"] == {"hallucination": 0}
 
 
 def test_what_was_not_asked_is_not_made_up():

@@ -1,6 +1,7 @@
 """The account of a reward model: its parts, and that it fits into JSON."""
 
 import json
+import types
 
 import numpy as np
 import pytest
@@ -51,6 +52,26 @@ def test_the_tables_have_every_share():
   accuracy = found["accuracy"]["all"]
   half = 50 * (accuracy["high"] - accuracy["low"])
   assert f"{100 * accuracy['mean']:.1f} ± {half:.1f} %" in table
+
+
+def test_a_row_is_of_its_labelers_group():
+  """The row's own word first, then Smallworld's labelers, then the source."""
+  row = lambda labeler, source="", **more: {
+      "labeler_id": labeler, "source": source, **more}
+  rows = [
+      row("eve", labeler_group="heldout"), row("ann", labeler_group="train"),
+      row("heldout_00", labeler_group=""), row("train_01"),
+      row("bob", "upwork", labeler_group=""), row("bob")]
+  settings = dict(num_train=2, num_heldout=1, bias_sd=0.1, noise_sd=0.2,
+                  heldout_noise_sd=0.2, tie_margin=0.1, seed=0)
+  run = types.SimpleNamespace(
+      world=object(), config=types.SimpleNamespace(labelers=settings))
+  first = ["heldout_labelers", "train_labelers"]
+  assert reward_model.comparison_groups(run, rows) == first + [
+      "heldout_labelers", "train_labelers", "upwork", "unnamed"]
+  run.world = None
+  assert reward_model.comparison_groups(run, rows) == first + [
+      "unnamed", "unnamed", "upwork", "unnamed"]
 
 
 def test_folds_count_only_their_own_labelers():
