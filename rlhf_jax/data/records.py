@@ -27,6 +27,9 @@ import os
 from typing import Any, Callable, Iterator
 import zlib
 
+from rlhf_jax.data import fields
+from rlhf_jax.data.fields import DataError, short
+
 KINDS = ("pretrain", "demonstrations", "comparisons", "prompts")
 
 # Kind -> (required text fields, optional fields carried along as text).
@@ -44,10 +47,6 @@ _FIELDS = {
 }
 
 Record = dict[str, Any]
-
-
-class DataError(ValueError):
-  """Data or a data setting that the user has to correct."""
 
 
 def text_fields(kind: str) -> tuple[str, ...]:
@@ -247,7 +246,7 @@ def check(row: Any, kind: str, origin: str) -> Record:
     row = _best_response(row, origin)
   record = {}
   for name in required:
-    record[name] = _text(_field(row, name, kind, origin), name, origin)
+    record[name] = fields.text(_field(row, name, kind, origin), name, origin)
   if kind == "comparisons":
     record |= _ranking(row, origin)
   for name in optional:
@@ -256,7 +255,7 @@ def check(row: Any, kind: str, origin: str) -> Record:
       continue
     if isinstance(value, int) and not isinstance(value, bool):
       value = str(value)
-    record[name] = _text(value, name, origin)
+    record[name] = fields.text(value, name, origin)
   if kind == "comparisons" and row.get("metadata") is not None:
     record["metadata"] = row["metadata"]
   return record
@@ -284,29 +283,6 @@ def _field(row: Record, name: str, kind: str, origin: str) -> Any:
   return row[name]
 
 
-def _text(
-    value: Any, name: str, origin: str, may_be_empty: bool = False
-) -> str:
-  if not isinstance(value, str):
-    raise DataError(
-        f"{origin}: {name!r} must be text, got {short(value)}"
-        f" ({type(value).__name__})"
-    )
-  if not value.strip() and not may_be_empty:
-    raise DataError(
-        f"{origin}: {name!r} is empty ({value!r}); fill it in or remove the"
-        " row"
-    )
-  try:
-    value.encode("utf-8")
-  except UnicodeEncodeError:  # "\ud800" alone is legal JSON but no text.
-    raise DataError(
-        f"{origin}: {name!r} holds half a surrogate pair, which is no UTF-8:"
-        f" {ascii(value)[:80]}; replace the character"
-    ) from None
-  return value
-
-
 def _ranking(row: Record, origin: str) -> Record:
   """The `responses` and `ranks` of a comparison."""
   responses = _field(row, "responses", "comparisons", origin)
@@ -332,14 +308,7 @@ def _ranking(row: Record, origin: str) -> Record:
       )
   # A policy may end at once: an empty response is ranked like any other.
   responses = [
-      _text(response, f"responses[{index}]", origin, may_be_empty=True)
+      fields.text(response, f"responses[{index}]", origin, may_be_empty=True)
       for index, response in enumerate(responses)
   ]
   return {"responses": responses, "ranks": list(ranks)}
-
-
-def short(value: Any) -> str:
-  """A value as messages show it: JSON, cut at 80 characters."""
-  text = value if isinstance(value, str) else json.dumps(value, default=str)
-  text = text.strip()
-  return text if len(text) <= 80 else text[:77] + "..."
