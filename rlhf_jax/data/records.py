@@ -14,6 +14,16 @@ and its rows are dicts of one of four kinds:
                    category?, source?, metadata?}     1 = best, equal = tie
   prompts         {prompt, user_id?, category?, source?}
 
+All but pretraining text may say where a prompt is from (InstructGPT 3.2):
+
+  prompt_kind?    "plain", "few_shot" or "user_based" for a prompt that a
+                  labeler wrote; absent for a customer's
+  use_case?       of a user-based prompt: the application it was written for
+  few_shot_set?   of a few-shot prompt: rows with the same name stay together
+
+A few-shot prompt is one row for all its examples, see `few_shot`, or has its
+whole text as `prompt`, as any other row.
+
 Other fields are ignored. A comparison given as a demonstration stands for its
 best-ranked response. A row that is not of its kind ends the run with one
 message: file and line, the value, and what to do.
@@ -27,23 +37,30 @@ import os
 from typing import Any, Callable, Iterator
 import zlib
 
+from rlhf_jax.data import few_shot
 from rlhf_jax.data import fields
 from rlhf_jax.data.fields import DataError, short
 
 KINDS = ("pretrain", "demonstrations", "comparisons", "prompts")
+PROMPT_KINDS = ("plain", few_shot.FEW_SHOT, "user_based")
+# Where a prompt is from.
+PROVENANCE = ("prompt_kind", "use_case", "few_shot_set")
 
 # Kind -> (required text fields, optional fields carried along as text).
 _FIELDS = {
     "pretrain": (("text",), ("source",)),
     "demonstrations": (
         ("prompt", "response"),
-        ("user_id", "labeler_id", "category", "source"),
+        ("user_id", "labeler_id", "category", "source", *PROVENANCE),
     ),
     "comparisons": (
         ("prompt",),
-        ("user_id", "labeler_id", "category", "source"),
+        ("user_id", "labeler_id", "category", "source", *PROVENANCE),
     ),
-    "prompts": (("prompt",), ("user_id", "category", "source")),
+    "prompts": (
+        ("prompt",),
+        ("user_id", "category", "source", *PROVENANCE),
+    ),
 }
 
 Record = dict[str, Any]
@@ -77,6 +94,7 @@ def read(
 
   Yields:
     (record, origin): the fields of the kind, and "PATH:LINE" for messages.
+    A few-shot set gives several records of one origin.
 
   Raises:
     DataError: the source or a row is not as described above.
@@ -98,7 +116,8 @@ def read(
         " 'jsonl:PATH[,PATH...]' or 'tfds:NAME/SPLIT'"
     )
   for row, origin in rows:
-    yield check(row, kind, origin), origin
+    for one in few_shot.expand(row, kind, origin):
+      yield check(one, kind, origin), origin
 
 
 def fingerprint(source: str, *, root: str = "") -> str:
@@ -253,6 +272,11 @@ def check(row: Any, kind: str, origin: str) -> Record:
     value = row.get(name)
     if value is None or value == "":
       continue
+    if name == "prompt_kind" and value not in PROMPT_KINDS:
+      raise DataError(
+          f"{origin}: 'prompt_kind' is {short(value)}; it is one of"
+          f" {PROMPT_KINDS}, or absent where a customer wrote the prompt"
+      )
     if isinstance(value, int) and not isinstance(value, bool):
       value = str(value)
     record[name] = fields.text(value, name, origin)
