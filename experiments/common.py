@@ -145,6 +145,10 @@ def smallworld() -> dict:
       num_documents=24_000,  # about 2 M tokens
       num_demonstrations=18_000,  # some 7,000 of them train
       num_prompts=8_500,
+      # Few-shot sets of 2 to 4 examples each, in addition: demonstrations and
+      # prompts. They need a longer data.max_prompt_tokens, as 96.
+      few_shot_sets=0,
+      few_shot_prompts=0,
   )
 
 

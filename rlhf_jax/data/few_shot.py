@@ -71,9 +71,8 @@ def expand(row: Any, kind: str, origin: str) -> list[Any]:
       _part(row, "instruction", origin), "instruction", origin
   )
   pairs = _pairs(row, origin)
-  shared = {
-      **row, "few_shot_set": row.get("few_shot_set") or _name(instruction, pairs)
-  }
+  name = row.get("few_shot_set") or _name(instruction, pairs)
+  shared = row | {"few_shot_set": name}
   return [
       shared | {
           "prompt": prompt_text(instruction, pairs, index),
