@@ -171,7 +171,7 @@ class Smallworld:
 
   def _few_shot_tasks(self, stream, split, kinds, rng: random.Random):
     """(text, task) of each pair; no two ask for the same, in other words."""
-    num = rng.randint(labeler_prompts.MIN_PAIRS, labeler_prompts.MAX_PAIRS)
+    num = rng.choice(labeler_prompts.NUM_PAIRS)
     found = {}  # task.group -> (text, task)
     for _ in range(_MAX_TRIES):
       text, task = self._draw(stream, split, kinds, (), rng)

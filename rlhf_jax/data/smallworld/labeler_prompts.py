@@ -64,7 +64,9 @@ INSTRUCTIONS = (
     ("Write a letter.", ("letter",)),
     ("Write one sentence.", ("describe",)),
 )
-MIN_PAIRS, MAX_PAIRS = 2, 4
+# Pairs of a set, drawn from these. A prompt of 2 has some 55 tokens, of 3 some
+# 80, of 4 some 110.
+NUM_PAIRS = (2, 2, 3, 3, 4)
 # What stands in the prompts of others is kept short even in a hurry.
 NEVER_IN_EXAMPLES = frozenset({"off_topic", "long"})
 
