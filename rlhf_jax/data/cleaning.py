@@ -254,7 +254,10 @@ def _owner(record: records.Record) -> tuple[str, str]:
 
 
 def _order(row: Row):
-  """Sorts rows by hashes of their content, those of a prompt together."""
+  """Sorts rows by hashes of their content, those of a prompt together.
+
+  Where prompts are from decides only between rows that say the same.
+  """
   whole = _hash(json.dumps(row.record, sort_keys=True))
   owner = _hash(json.dumps(_owner(row.record)))
   return owner, _content(row.record), whole, row.origin

@@ -49,7 +49,8 @@ def expand(row: Any, kind: str, origin: str) -> list[Any]:
     origin: where the row stands, for messages.
 
   Returns:
-    Rows with `prompt`, `response` and `few_shot_set`; not yet checked else.
+    Rows with `prompt`, `response` and `few_shot_set`, their other fields as
+    they were and unchecked.
 
   Raises:
     DataError: a set lacks a part of it, or is to be a comparison.
