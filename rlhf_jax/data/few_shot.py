@@ -113,8 +113,9 @@ def _is_set(row: Any, kind: str) -> bool:
 def _part(row: Row, name: str, origin: str) -> Any:
   if name not in row:
     raise DataError(
-        f"{origin}: no field {name!r} among {sorted(row)}; a few-shot set has"
-        " 'instruction' and 'examples', or else a 'prompt' with all of it"
+        f"{origin}: no field {name!r} among {short(str(sorted(row)))}; a"
+        " few-shot set has 'instruction' and 'examples', or else a 'prompt'"
+        " with all of it"
     )
   return row[name]
 
