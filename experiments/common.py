@@ -145,6 +145,11 @@ def smallworld() -> dict:
       num_documents=24_000,  # about 2 M tokens
       num_demonstrations=18_000,  # some 7,000 of them train
       num_prompts=8_500,
+      # Few-shot sets of 2 to 4 examples each, in addition: demonstrations and
+      # prompts. They need a data.max_prompt_tokens of 96 (sets of 4: 128) and
+      # models of a context_length to match.
+      few_shot_sets=0,
+      few_shot_prompts=0,
   )
 
 

@@ -28,6 +28,7 @@ import jax
 from rlhf_jax import (
     checkpoint, datasets, handoff, labelers, metrics, sampler, sharding,
 )
+from rlhf_jax.data import records
 from rlhf_jax.data.splits import unit_hash
 from rlhf_jax.evals import agreement, collected
 from rlhf_jax.labelers import HELDOUT, TRAIN, Labeler
@@ -194,6 +195,8 @@ def make_answer(run: Run, stage: str) -> Callable[..., list[Answer]]:
         "task": task.number,
         "split": task.split,
         **{name: task.row[name] for name in ("prompt", "user_id", "category")},
+        **{name: task.row[name] for name in records.PROVENANCE
+           if task.row.get(name)},
         "responses": [texts[task.number, k]
                       for k in range(task.num_responses)],
         "policies": [drawn[task.number, k]

@@ -88,6 +88,7 @@ KEYS = {
                     "pack_demonstrations"},
     "smallworld": {
         ">= 1": "num_people num_documents num_demonstrations num_prompts",
+        ">= 0": "few_shot_sets few_shot_prompts",
         "anything": "seed"},
     "labelers": {
         ">= 1": "num_heldout",

@@ -51,9 +51,10 @@ def smallworld_rows(config, world: Smallworld | None):
     settings = config.smallworld
     return {
         "pretrain": lambda: world.pretrain(settings.num_documents),
-        "demonstrations":
-            lambda: world.demonstrations(settings.num_demonstrations),
-        "prompts": lambda: world.prompts(settings.num_prompts),
+        "demonstrations": lambda: world.demonstrations(
+            settings.num_demonstrations, settings.few_shot_sets),
+        "prompts": lambda: world.prompts(
+            settings.num_prompts, settings.few_shot_prompts),
     }[kind]()
 
   return rows

@@ -1,6 +1,7 @@
 """Comparisons: how many, of whom, by whom, and again after an interruption."""
 
 import collections
+import dataclasses
 import itertools
 import json
 import shutil
@@ -129,6 +130,16 @@ def test_seeds_name_the_noise(mixed):
   assert len(set(seeds)) == len(seeds)
   for row in rows:
     assert len(row["seeds"]) == len(row["policies"]) == len(row["responses"])
+
+
+def test_a_comparison_says_where_its_prompt_is_from(run):
+  where = {"prompt_kind": "few_shot", "few_shot_set": "a name"}
+  first, second = tasks_of(run)[:2]
+  tasks = [dataclasses.replace(first, row=first.row | where), second]
+  with sharding.use(run.mesh, run.axis_rules):
+    marked, bare = collect.make_answer(run, "collect")(tasks)
+  assert marked.items() >= where.items()
+  assert not where.keys() & bare.keys()
 
 
 # --------------------------------------------------- a reward model as labeler

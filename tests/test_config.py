@@ -159,6 +159,7 @@ _VIOLATIONS = (
     ("data.tokenizer", "no.json", "data.tokenizer: nothing at 'no.json'"),
     ("data.prompts", "jsonl:no.jsonl", "'collect', judged by Smallworld's"),
     ("smallworld.num_people", 0, "smallworld.num_people = 0 must be >= 1"),
+    ("smallworld.few_shot_sets", -1, "few_shot_sets = -1 must be >= 0"),
     ("labelers.num_train", 1, "labelers.num_train = 1 must be >= 2"),
     ("labelers.num_heldout", 0, "labelers.num_heldout = 0"),
     # keys

@@ -11,14 +11,18 @@ The rules, in order; each row is dropped by the first that applies:
   all_tied         every rank of a comparison is the same: nothing to learn
   duplicate_row    every field equals another row's; a comparison needs a
                    labeler_id for it, since two people may well agree
-  duplicate_prompt another prompt starts with the same `dedup_prefix_tokens`
+  duplicate_prompt another prompt starts with the same `dedup_prefix_tokens`; of
+                   a few-shot set, another asks the same query, or the set is
+                   another user's
   over_user_cap    the user has `max_prompts_per_user` prompts already
 
 Of pretraining text only empty and equal rows are dropped.
 Rows are put in the order of a hash of their content before any rule picks one
 of several: the result does not depend on the order of the input, and to clean
 a clean set changes nothing. The split is a function of the user, else of the
-prompt, so that a row never changes side when others come or go.
+few-shot set, else of the prompt, so that a row never changes side when others
+come or go. A few-shot set is never divided between splits: its prompts hold
+each other's responses. Who wrote a prompt, and what for, makes it no other row.
 """
 
 import collections
@@ -31,6 +35,7 @@ from typing import Any, Iterable, Iterator
 
 import numpy as np
 
+from rlhf_jax.data import few_shot
 from rlhf_jax.data import records
 from rlhf_jax.data import splits
 
@@ -123,8 +128,8 @@ def clean(
 
   Returns:
     The kept rows of each split, and the report: rows in, dropped (count and
-    examples a rule), rows out (a split, and of them a category), token
-    statistics. Rows in = the sum of rows dropped and rows out.
+    examples a rule), rows out (a split, and of them a category and a kind of
+    prompt), token statistics. Rows in = the sum of rows dropped and rows out.
   """
   account = _Account()
   kept = []
@@ -190,7 +195,8 @@ def _responses(record: records.Record) -> list[str]:
 
 
 def _split(record: records.Record, settings: Settings) -> str:
-  group = record.get("user_id") or record.get("prompt") or record["text"]
+  names = ("user_id", "few_shot_set", "prompt", "text")
+  group = next(filter(None, map(record.get, names)))
   return splits.split_of(
       group,
       validation_fraction=settings.validation_fraction,
@@ -248,9 +254,19 @@ def _owner(record: records.Record) -> tuple[str, str]:
 
 
 def _order(row: Row):
-  """Sorts rows by hashes of their content, those of a prompt together."""
-  content = json.dumps(row.record, sort_keys=True)
-  return _hash(json.dumps(_owner(row.record))), _hash(content), row.origin
+  """Sorts rows by hashes of their content, those of a prompt together.
+
+  Where prompts are from decides only between rows that say the same.
+  """
+  whole = _hash(json.dumps(row.record, sort_keys=True))
+  owner = _hash(json.dumps(_owner(row.record)))
+  return owner, _content(row.record), whole, row.origin
+
+
+def _content(record: records.Record) -> bytes:
+  """What is compared of two rows: all but where their prompts are from."""
+  said = {k: v for k, v in record.items() if k not in records.PROVENANCE}
+  return _hash(json.dumps(said, sort_keys=True))
 
 
 def _hash(text: str) -> bytes:
@@ -261,24 +277,39 @@ def _deduplicate(kind, rows, prefix_tokens, account) -> list[Row]:
   """One row a prefix; of comparisons every row of one user's one prompt."""
   if kind == "pretrain":
     prefix_tokens = 0  # Stories may well begin alike.
-  kept, owners, seen = [], {}, set()
+  kept, owners, users, seen = [], {}, {}, set()
   for row in rows:
-    content = _hash(json.dumps(row.record, sort_keys=True))
-    tokens = row.tokens[0]
-    prefix = (tokens[:prefix_tokens] if prefix_tokens else tokens).tobytes()
+    content = _content(row.record)
+    group, prefix = _likeness(row, prefix_tokens)
     owner = _owner(row.record)
     is_anonymous = kind == "comparisons" and "labeler_id" not in row.record
     if content in seen and not is_anonymous:
       account.drop("duplicate_row", row)
-    elif prefix in owners and (
+    elif users.get(group, owner[1]) != owner[1] or prefix in owners and (
         kind != "comparisons" or owners[prefix] != owner
     ):
       account.drop("duplicate_prompt", row)
     else:
+      users[group] = owner[1]
       owners[prefix] = owner
       seen.add(content)
       kept.append(row)
   return kept
+
+
+def _likeness(row: Row, prefix_tokens: int) -> tuple[Any, Any]:
+  """(what only one user may have, what only one prompt may have).
+
+  The prompts of a few-shot set all begin with its instruction, so they are told
+  apart by the query that they end with.
+  """
+  few_shot_set = row.record.get("few_shot_set")
+  if few_shot_set:
+    prompt = row.record["prompt"]
+    return few_shot_set, (few_shot_set, few_shot.last_query(prompt) or prompt)
+  tokens = row.tokens[0]
+  prefix = (tokens[:prefix_tokens] if prefix_tokens else tokens).tobytes()
+  return prefix, prefix
 
 
 def _cap(rows, max_prompts_per_user, account) -> list[Row]:
@@ -317,19 +348,26 @@ class _Account:
         "rows_in": self.rows_in,
         "dropped": self._dropped,
         "rows_out": {name: len(rows) for name, rows in by_split.items()},
-        "categories": {
-            name: dict(sorted(collections.Counter(
-                row.record.get("category", "none") for row in rows
-            ).items()))
-            for name, rows in by_split.items()
-        },
+        "categories": _counts(by_split, "category", "none"),
         "tokens": {
             name: _lengths(kind, rows) for name, rows in by_split.items()
         },
     }
+    if kind != "pretrain":
+      report["prompt_kinds"] = _counts(by_split, "prompt_kind", "customer")
     if kind == "comparisons":
       report["long_responses"] = self.long_responses
     return report
+
+
+def _counts(by_split, field: str, absent: str) -> dict[str, dict[str, int]]:
+  """How many rows of each split have which value of a field."""
+  return {
+      name: dict(sorted(collections.Counter(
+          row.record.get(field, absent) for row in rows
+      ).items()))
+      for name, rows in by_split.items()
+  }
 
 
 def _lengths(kind: str, rows: list[Row]) -> dict[str, dict[str, float]]:

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from typing import Any, Iterable
+from typing import Any, Iterable, Iterator
 
 from etils import epath
 import numpy as np
@@ -140,7 +140,16 @@ def format_report(report: dict[str, Any]) -> str:
     ]
     headers = ["category", *report["categories"]]
     parts.append(tabulate.tabulate(counts, headers=headers))
+  parts.extend(_kinds_table(report.get("prompt_kinds", {})))
   return "\n\n".join(parts)
+
+
+def _kinds_table(counts: dict[str, dict[str, int]]) -> Iterator[str]:
+  """Rows of each kind of prompt, a column a split, if there are kinds."""
+  kinds = sorted({kind for of in counts.values() for kind in of})
+  if len(kinds) > 1:
+    lines = [[k] + [of.get(k, 0) for of in counts.values()] for k in kinds]
+    yield tabulate.tabulate(lines, headers=["kind of prompt", *counts])
 
 
 def _used_settings(kind: str, settings: cleaning.Settings) -> dict[str, Any]:

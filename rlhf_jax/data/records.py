@@ -15,6 +15,16 @@ and its rows are dicts of one of four kinds:
                    1 = best, equal = tie
   prompts         {prompt, user_id?, category?, source?}
 
+All but pretraining text may say where a prompt is from (InstructGPT 3.2):
+
+  prompt_kind?    "plain", "few_shot" or "user_based" for a prompt that a
+                  labeler wrote; absent for a customer's
+  use_case?       of a user-based prompt: the application it was written for
+  few_shot_set?   of a few-shot prompt: rows with the same name stay together
+
+A few-shot prompt is one row for all its examples, see `few_shot`, or has its
+whole text as `prompt`, as any other row.
+
 Other fields are ignored. A comparison given as a demonstration stands for its
 best-ranked response. A row that is not of its kind ends the run with one
 message: file and line, the value, and what to do.
@@ -28,27 +38,34 @@ import os
 from typing import Any, Callable, Iterator
 import zlib
 
+from rlhf_jax.data import few_shot
+from rlhf_jax.data import fields
+from rlhf_jax.data.fields import DataError, short
+
 KINDS = ("pretrain", "demonstrations", "comparisons", "prompts")
+PROMPT_KINDS = ("plain", few_shot.FEW_SHOT, "user_based")
+# Where a prompt is from.
+PROVENANCE = ("prompt_kind", "use_case", "few_shot_set")
 
 # Kind -> (required text fields, optional fields carried along as text).
 _FIELDS = {
     "pretrain": (("text",), ("source",)),
     "demonstrations": (
         ("prompt", "response"),
-        ("user_id", "labeler_id", "category", "source"),
+        ("user_id", "labeler_id", "category", "source", *PROVENANCE),
     ),
     "comparisons": (
         ("prompt",),
-        ("user_id", "labeler_id", "labeler_group", "category", "source"),
+        ("user_id", "labeler_id", "labeler_group", "category", "source",
+         *PROVENANCE),
     ),
-    "prompts": (("prompt",), ("user_id", "category", "source")),
+    "prompts": (
+        ("prompt",),
+        ("user_id", "category", "source", *PROVENANCE),
+    ),
 }
 
 Record = dict[str, Any]
-
-
-class DataError(ValueError):
-  """Data or a data setting that the user has to correct."""
 
 
 def text_fields(kind: str) -> tuple[str, ...]:
@@ -79,6 +96,7 @@ def read(
 
   Yields:
     (record, origin): the fields of the kind, and "PATH:LINE" for messages.
+    A few-shot set gives several records of one origin.
 
   Raises:
     DataError: the source or a row is not as described above.
@@ -100,7 +118,8 @@ def read(
         " 'jsonl:PATH[,PATH...]' or 'tfds:NAME/SPLIT'"
     )
   for row, origin in rows:
-    yield check(row, kind, origin), origin
+    for one in few_shot.expand(row, kind, origin):
+      yield check(one, kind, origin), origin
 
 
 def fingerprint(source: str, *, root: str = "") -> str:
@@ -253,16 +272,21 @@ def check(row: Any, kind: str, origin: str) -> Record:
     row = _best_response(row, origin)
   record = {}
   for name in required:
-    record[name] = _text(_field(row, name, kind, origin), name, origin)
+    record[name] = fields.text(_field(row, name, kind, origin), name, origin)
   if kind == "comparisons":
     record |= _ranking(row, origin)
   for name in optional:
     value = row.get(name)
     if value is None or value == "":
       continue
+    if name == "prompt_kind" and value not in PROMPT_KINDS:
+      raise DataError(
+          f"{origin}: 'prompt_kind' is {short(value)}; it is one of"
+          f" {PROMPT_KINDS}, or absent where a customer wrote the prompt"
+      )
     if isinstance(value, int) and not isinstance(value, bool):
       value = str(value)
-    record[name] = _text(value, name, origin)
+    record[name] = fields.text(value, name, origin)
   if kind == "comparisons" and row.get("metadata") is not None:
     record["metadata"] = row["metadata"]
   return record
@@ -290,29 +314,6 @@ def _field(row: Record, name: str, kind: str, origin: str) -> Any:
   return row[name]
 
 
-def _text(
-    value: Any, name: str, origin: str, may_be_empty: bool = False
-) -> str:
-  if not isinstance(value, str):
-    raise DataError(
-        f"{origin}: {name!r} must be text, got {short(value)}"
-        f" ({type(value).__name__})"
-    )
-  if not value.strip() and not may_be_empty:
-    raise DataError(
-        f"{origin}: {name!r} is empty ({value[:80]!r}); fill it in or remove"
-        " the row"
-    )
-  try:
-    value.encode("utf-8")
-  except UnicodeEncodeError:  # "\ud800" alone is legal JSON but no text.
-    raise DataError(
-        f"{origin}: {name!r} holds half a surrogate pair, which is no UTF-8:"
-        f" {ascii(value)[:80]}; replace the character"
-    ) from None
-  return value
-
-
 def _ranking(row: Record, origin: str) -> Record:
   """The `responses` and `ranks` of a comparison."""
   responses = _field(row, "responses", "comparisons", origin)
@@ -338,14 +339,7 @@ def _ranking(row: Record, origin: str) -> Record:
       )
   # A policy may end at once: an empty response is ranked like any other.
   responses = [
-      _text(response, f"responses[{index}]", origin, may_be_empty=True)
+      fields.text(response, f"responses[{index}]", origin, may_be_empty=True)
       for index, response in enumerate(responses)
   ]
   return {"responses": responses, "ranks": list(ranks)}
-
-
-def short(value: Any) -> str:
-  """A value as messages show it: JSON, cut at 80 characters."""
-  text = value if isinstance(value, str) else json.dumps(value, default=str)
-  text = text.strip()
-  return text if len(text) <= 80 else text[:77] + "..."

@@ -14,8 +14,10 @@ import functools
 import itertools
 import random
 
+from rlhf_jax.data import few_shot
 from rlhf_jax.data import splits
 from rlhf_jax.data.smallworld import demonstrations as demonstrations_lib
+from rlhf_jax.data.smallworld import labeler_prompts
 from rlhf_jax.data.smallworld import prompts as prompts_lib
 from rlhf_jax.data.smallworld import rubric as rubric_lib
 from rlhf_jax.data.smallworld import text as text_lib
@@ -70,11 +72,13 @@ class Smallworld:
     return request, demonstrations_lib.write_reply(
         self.world, task, rng, flaws)
 
-  def prompts(self, num_prompts: int) -> Iterator[dict]:
+  def prompts(self, num_prompts: int, few_shot_sets: int = 0
+              ) -> Iterator[dict]:
     """Yields {"prompt", "user_id", "category"} as customers send them.
 
     Some are near-duplicates of an earlier prompt of the same user, and some
-    hold private data: the cleaning must find both.
+    hold private data: the cleaning must find both. Few-shot sets of labelers
+    follow, as rows of the form in `few_shot`.
     """
     sent = {}  # user -> long prompts, for sending them twice
     stream = self._tasks("customer", num_prompts)
@@ -90,9 +94,15 @@ class Smallworld:
       elif len(row["prompt"].split()) >= 8:
         earlier.append(row)
       yield row
+    yield from self._few_shot_sets("customer", few_shot_sets)
 
-  def demonstrations(self, num_demonstrations: int) -> Iterator[dict]:
-    """Yields {"prompt", "response", "user_id", "category", "labeler_id"}."""
+  def demonstrations(self, num_demonstrations: int, few_shot_sets: int = 0
+                     ) -> Iterator[dict]:
+    """Yields {"prompt", "response", "user_id", "category", "labeler_id"}.
+
+    With `prompt_kind`, plain or user_based, and the latter's `use_case`.
+    Few-shot sets follow, as rows of the form in `few_shot`.
+    """
     stream = self._tasks("author", num_demonstrations)
     for index, (row, task) in enumerate(stream):
       rng = self.world.rng("demonstration", index)
@@ -100,21 +110,27 @@ class Smallworld:
       flaws = demonstrations_lib.draw_flaws(
           rng, demonstrations_lib.haste(self.world, labeler))
       response = demonstrations_lib.write_reply(self.world, task, rng, flaws)
-      yield dict(row, response=response, labeler_id=f"writer_{labeler:02d}")
+      yield dict(row, response=response, labeler_id=f"writer_{labeler:02d}",
+                 **labeler_prompts.provenance(self.seed, row))
+    yield from self._few_shot_sets("author", few_shot_sets)
 
   def responses(self, prompt: str, num: int, seed: int) -> list[str]:
     """`num` replies to one prompt, as an imperfect policy samples them."""
     rng = self.world.rng(f"responses/{seed}", prompt)
     return demonstrations_lib.responses(
-        self.world, self._parse(prompt), rng, num)
+        self.world, self.parse(prompt), rng, num)
 
   def parse(self, prompt: str) -> prompts_lib.Task:
-    """What a prompt asks for. Raises ValueError if no use case fits."""
-    return self._parse(prompt)
+    """What a prompt asks for: a few-shot one by the query that it ends with.
+
+    Raises:
+      ValueError: no use case fits.
+    """
+    return self._parse(_asked(prompt))
 
   def judge(self, prompt: str, response: str) -> Judgment:
     """The gold score of any text as a response to a Smallworld prompt."""
-    return self._rubric.judge(self._parse(prompt), prompt, response)
+    return self._rubric.judge(self.parse(prompt), _asked(prompt), response)
 
   def _tasks(self, stream: str, num: int):
     """Yields (row, task) of one stream; no text is in two streams."""
@@ -122,13 +138,55 @@ class Smallworld:
     seen = set()
     for index in range(num):
       rng = self.world.rng(f"{stream}/tasks", index)
-      split = rng.choices(list(users), [self._fractions[s] for s in users])[0]
-      user_id = rng.choices(*users[split])[0]
+      split, user_id = self._draw_user(users, rng)
       category = rng.choices(list(prompts_lib.USE_CASES),
                              list(prompts_lib.USE_CASES.values()))[0]
-      text, task = self._draw(stream, split, category, seen, rng)
+      text, task = self._draw(
+          stream, split, prompts_lib.BY_CATEGORY[category], seen, rng)
       seen.add(text)
       yield {"prompt": text, "user_id": user_id, "category": category}, task
+
+  def _few_shot_sets(self, stream: str, num: int):
+    """Yields few-shot sets, each by one labeler for one user."""
+    users = self._users(stream)
+    for index in range(num):
+      rng = self.world.rng(f"{stream}/few_shot", index)
+      split, user_id = self._draw_user(users, rng)
+      instruction, names = rng.choice(labeler_prompts.INSTRUCTIONS)
+      kinds = labeler_prompts.kinds_of(names)
+      labeler = rng.randrange(demonstrations_lib.NUM_LABELERS)
+      haste = demonstrations_lib.haste(self.world, labeler)
+      examples = []
+      for query, task in self._few_shot_tasks(stream, split, kinds, rng):
+        flaws = demonstrations_lib.draw_flaws(rng, haste)
+        flaws -= labeler_prompts.NEVER_IN_EXAMPLES
+        examples.append({
+            "query": query,
+            "response": demonstrations_lib.write_reply(
+                self.world, task, rng, flaws)})
+      yield {"prompt_kind": few_shot.FEW_SHOT, "instruction": instruction,
+             "examples": examples, "user_id": user_id,
+             "category": kinds[0].category,
+             "labeler_id": f"writer_{labeler:02d}"}
+
+  def _few_shot_tasks(self, stream, split, kinds, rng: random.Random):
+    """(text, task) of each pair; no two ask for the same, in other words."""
+    num = rng.choice(labeler_prompts.NUM_PAIRS)
+    found = {}  # task.group -> (text, task)
+    for _ in range(_MAX_TRIES):
+      text, task = self._draw(stream, split, kinds, (), rng)
+      found.setdefault(task.group, (text, task))
+      if len(found) == num:
+        return found.values()
+    raise ValueError(
+        f"the {split} split has fewer than {num} tasks of"
+        f" {[kind.name for kind in kinds]} for a few-shot set: raise its"
+        f" fraction, now {self._fractions[split]}, or num_people")
+
+  def _draw_user(self, users, rng: random.Random) -> tuple[str, str]:
+    """(split, user id) of a row."""
+    split = rng.choices(list(users), [self._fractions[s] for s in users])[0]
+    return split, rng.choices(*users[split])[0]
 
   def _users(self, stream: str) -> dict[str, tuple[list, list]]:
     """Split -> (user ids, weights): few users write most of the prompts."""
@@ -142,11 +200,11 @@ class Smallworld:
         users[split] = list(itertools.islice(own, num)), weights
     return users
 
-  def _draw(self, stream, split, category, seen, rng: random.Random):
+  def _draw(self, stream, split, kinds, seen, rng: random.Random):
     """A prompt that this split and stream may use, a new one if possible."""
     fallback = None
     for attempt in range(_MAX_TRIES):
-      kind = rng.choice(prompts_lib.BY_CATEGORY[category])
+      kind = rng.choice(kinds)
       task = prompts_lib.draw_task(self.world, kind, rng)
       if self.split_of(task.group) != split:
         continue
@@ -161,6 +219,11 @@ class Smallworld:
         break
     if fallback is None:
       raise ValueError(
-          f"no {category} prompt falls into the {split} split: raise its"
-          f" fraction, now {self._fractions[split]}, or num_people")
+          f"no {kinds[0].category} prompt falls into the {split} split: raise"
+          f" its fraction, now {self._fractions[split]}, or num_people")
     return fallback
+
+
+def _asked(prompt: str) -> str:
+  """The part of a prompt that asks."""
+  return few_shot.last_query(prompt) or prompt
