@@ -418,3 +418,33 @@ def evaluate(size: str) -> dict:
       pretrain_batch_size=32,
       max_pretrain_batches=16,
   )
+
+
+def round_stages(num_rounds: int) -> tuple[tuple[str, str, str], ...]:
+  """The stages of each round of steps 2 and 3: collect, rm, ppo."""
+  ends = "", *(f"@{number}" for number in range(2, num_rounds + 1))
+  return tuple((f"collect{end}", f"rm{end}", f"ppo{end}") for end in ends)
+
+
+def set_rounds(config: ConfigDict, size: str, num_rounds: int) -> None:
+  """Settings of `round_stages` and of an evaluation of all their policies.
+
+  The first round is that of `ppo_ptx.py`. A later one compares responses of
+  SFT and the newest PPO policy, its reward model learns from all comparisons
+  so far, and PPO starts from `rl_init` again.
+  """
+  mini = size == MINI
+  collected, policies = (), ("sft", "rl_init")
+  for collect_stage, rm_stage, ppo_stage in round_stages(num_rounds):
+    config[collect_stage] = collect(size)
+    if collected:
+      config[collect_stage].update(
+          policies=(("sft", 1.0), (policies[-1], 1.0)),
+          num_prompts=2_000 if mini else 33_207)
+    collected += (collect_stage,)
+    config[rm_stage] = rm(size) | dict(collected=collected)
+    config[ppo_stage] = ppo(size, ptx_coef=1.0 if mini else 27.8) | dict(
+        reward_model=rm_stage)
+    policies += (ppo_stage,)
+  config.evaluate = evaluate(size) | dict(
+      policies=policies, reward_model=rm_stage, collected=collected)

@@ -4,28 +4,31 @@
       --workdir=runs/labeling
 
 The three rounds of `rounds.py`, and beside the first reward model two more on
-the first prompts of its comparisons, for three epochs: one K-wise, as all
-others are, and one whose pairs are shuffled as independent examples, of which
-the paper says that it over-fits (3.5). Expected at `mini`: see "Labeling" in
-README.md.
+the first prompts of its comparisons, for three epochs: `rm@kwise`, like all
+others, and `rm@pairs`, whose pairs are shuffled as independent examples, of
+which the paper says that it over-fits (3.5). Expected at `mini`: see "Labelers
+and rounds" in README.md.
 """
 
 from experiments import common
-from experiments import rounds
 
-NUM_EPOCHS = 3
+NUM_ROUNDS = 3
+NUM_EPOCHS = 3  # of the two variants
 
 
 def get_config(size: str = "mini"):
-  config = rounds.get_config(size)
-  config.name = f"labeling_{size}"
-  first = config.stages.index("rm") + 1
-  variants = "rm@kwise", "rm@pairs"
-  config.stages = (
-      *config.stages[:first], *variants, *config.stages[first:])
-  for stage, settings in zip(variants, (common.rm, common.rm_pairs)):
-    config.inputs[stage] = ""
-    config[stage] = settings(size) | dict(num_epochs=NUM_EPOCHS)
-    if size == common.MINI:
-      config[stage]["max_prompts"] = 1_500  # pairs take five times as long
+  first, *later = common.round_stages(NUM_ROUNDS)
+  collect, rm, ppo = first
+  config = common.base("labeling", size, stages=(
+      "pretrain", "sft", collect, rm, "rm@kwise", "rm@pairs", "rl_init", ppo,
+      *sum(later, ()), "evaluate"))
+  config.pretrain = common.pretrain(size)
+  config.sft = common.sft(size)
+  config.rl_init = common.rl_init(size)
+  common.set_rounds(config, size, NUM_ROUNDS)
+  variant = dict(num_epochs=NUM_EPOCHS)
+  if size == common.MINI:
+    variant |= dict(max_prompts=1_500)  # pairs take five times as long
+  config["rm@kwise"] = common.rm(size) | variant
+  config["rm@pairs"] = common.rm_pairs(size) | variant
   return config

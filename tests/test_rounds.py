@@ -17,7 +17,7 @@ def _run(tmp_path_factory):
   base = tiny_run.base()
   config = rounds.get_config("mini")
   tiny_run.shrink(config)
-  for _, *later in zip(*rounds.ROUNDS):
+  for _, *later in zip(*common.round_stages(rounds.NUM_ROUNDS)):
     for stage in later:
       own = {name: config[stage][name] for name in (
           "policies", "collected", "reward_model") if name in config[stage]}

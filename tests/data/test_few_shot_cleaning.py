@@ -6,7 +6,6 @@ import random
 
 import pytest
 
-from rlhf_jax.data import cleaning
 from rlhf_jax.data import few_shot
 from tests.data import test_cleaning as plain
 
