@@ -33,8 +33,8 @@ class Rows:
   train: list
   validation: list
 
-  def source(self, kind, split):
-    assert kind == "comparisons"
+  def comparisons(self, stage, split):
+    assert stage == "rm"
     return getattr(self, split)
 
   def data_seed(self, stage, stream):
