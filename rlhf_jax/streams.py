@@ -9,6 +9,7 @@ import zlib
 import jax
 import numpy as np
 
+from rlhf_jax.config import MAX_RESPONSES
 from rlhf_jax.data import batches, records, splits
 from rlhf_jax.data.records import DataError
 from rlhf_jax.run import Run
@@ -104,10 +105,12 @@ def training_comparisons(run: Run, stage: str) -> list[Any]:
   rows = list(run.comparisons(stage, "train"))
   most = max(len(row["ranks"]) for row in rows)
   if most > settings.max_responses:
+    way_out = (f"set it to {most}" if most <= MAX_RESPONSES else
+               f"it can be {MAX_RESPONSES} at most, so leave some of the "
+               "responses out")
     raise DataError(
         f"a prompt of the comparisons has {most} responses, but "
-        f"config.{stage}.max_responses = {settings.max_responses}; set it to "
-        f"{most}")
+        f"config.{stage}.max_responses = {settings.max_responses}; {way_out}")
   fold = labeler_fold(run, stage, rows)
   if fold:
     rows = [r for r in rows if r["labeler_id"] in fold.inside]

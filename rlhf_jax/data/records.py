@@ -22,9 +22,10 @@ The rows of a source are dicts of one of four kinds:
   prompts         {prompt, user_id?, category?, source?}
 
 `labeler` is read as labeler_id, and `scenario` or `domain` as category, where
-the row has no such field itself. Other fields are ignored. A comparison given as a demonstration stands for its
-best-ranked response. A row that is not of its kind ends the run with one
-message: file and line, the value, and what to do.
+the row has no such field itself. Other fields are ignored. A comparison given
+as a demonstration stands for its best-ranked response. A row that is not of
+its kind ends the run with one message: file and line, the value, and what to
+do.
 """
 
 import glob
@@ -357,23 +358,22 @@ def check(row: Any, kind: str, origin: str) -> Record:
   if kind == "comparisons":
     record |= _ranking(row, origin)
   for name in optional:
-    value = _optional(row, name)
-    if value is None:
+    key = _present(row, name)
+    if key is None:
       continue
+    value = row[key]
     if isinstance(value, int) and not isinstance(value, bool):
       value = str(value)
-    record[name] = _text(value, name, origin)
+    record[name] = _text(value, key, origin)
   if kind == "comparisons" and row.get("metadata") is not None:
     record["metadata"] = row["metadata"]
   return record
 
 
-def _optional(row: Record, name: str) -> Any:
-  """An optional field under its own name, else under another's for it."""
-  for key in (name, *_ALIASES.get(name, ())):
-    if row.get(key) not in (None, ""):
-      return row[key]
-  return None
+def _present(row: Record, name: str) -> str | None:
+  """Under which name a row has an optional field: its own comes first."""
+  keys = (name, *_ALIASES.get(name, ()))
+  return next((key for key in keys if row.get(key) not in (None, "")), None)
 
 
 def _best_response(row: Record, origin: str) -> Record:
