@@ -487,7 +487,8 @@ def _file_errors(tree: Tree) -> Iterator[str]:
       missing.append(
           f"config.data.{key}: nothing at {path!r}; relative paths start "
           f"from {os.path.abspath(root)!r}."
-          + " A weight is written as PATH=0.5." * ("=" in pattern))
+          + " A weight is written as PATH=0.5." * (
+              key == "demonstrations" and "=" in pattern))
   yield from missing
   if "demonstrations" in used and not missing:
     yield from _refusals(
