@@ -435,6 +435,9 @@ def _data_errors(tree: Tree) -> Iterator[str]:
       first = "collect" if kind == "comparisons" else "smallworld"
       yield (f"config.data.{kind} = {data[kind]!r} is not a source of {kind}; "
              f"write '{first}', 'jsonl:PATH[,PATH...]' or 'tfds:NAME/SPLIT'.")
+    elif data[kind].startswith("jsonl:"):
+      yield from _refusals(
+          f"config.data.{kind}", records.check_weights, data[kind], kind)
   for stage in _active(tree):
     asked = {"collect": "labeler", "evaluate": "judge"}.get(kind_of(stage))
     if (asked and tree[stage][asked] in (LABELERS, SMALLWORLD)
@@ -444,6 +447,14 @@ def _data_errors(tree: Tree) -> Iterator[str]:
              "'smallworld', or people (config.collect.labeler = 'export'), "
              "or give comparisons as data and a reward model as "
              "config.evaluate.judge.")
+
+
+def _refusals(key: str, check, *args, **kwargs) -> Iterator[str]:
+  """What `check` says, as errors of a key."""
+  try:
+    check(*args, **kwargs)
+  except records.DataError as error:
+    yield f"{key}: {error}."
 
 
 def _is_source(kind: str, source: str) -> bool:
@@ -467,14 +478,23 @@ def _file_errors(tree: Tree) -> Iterator[str]:
   used = set().union(*(sources_of(tree, stage) for stage in tree["stages"]))
   named = [(kind, data["root"], pattern) for kind in sorted(used)
            if data[kind].startswith("jsonl:")
-           for pattern in data[kind].removeprefix("jsonl:").split(",")]
+           for pattern, _ in records.weighted_paths(data[kind])]
   if data["tokenizer"] != "train":
     named += [("tokenizer", "", p) for p in data["tokenizer"].split(",")]
+  missing = []
   for key, root, pattern in named:
     path = os.path.join(root, os.path.expanduser(pattern.strip()))
     if not os.path.exists(path) and not glob.glob(path):
-      yield (f"config.data.{key}: nothing at {path!r}; relative paths start "
-             f"from {os.path.abspath(root)!r}.")
+      missing.append(
+          f"config.data.{key}: nothing at {path!r}; relative paths start "
+          f"from {os.path.abspath(root)!r}."
+          + " A weight is written as PATH=0.5." * (
+              key == "demonstrations" and "=" in pattern))
+  yield from missing
+  if "demonstrations" in used and not missing:
+    yield from _refusals(
+        "config.data.demonstrations", records.file_weights,
+        data["demonstrations"], root=data["root"])
 
 
 # --------------------------------------------------------------------- stages

@@ -123,7 +123,8 @@ def prepare_for(run, kinds: tuple[str, ...], stage: str = "") -> None:
           source=fingerprint(config, kind, source, root),
           out_dir=str(out_dir),
           tokenizer=run.tokenizer,
-          settings=cleaning_settings(config))
+          settings=cleaning_settings(config),
+          root=root)
       if is_new:
         print(prepare.format_report(report), end="\n\n", flush=True)
     barrier(f"data {kind}")

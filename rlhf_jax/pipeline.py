@@ -181,6 +181,8 @@ def prepare_first_data(run: Run) -> None:
       if run.config.data[kind] != "collect"
   }
   datasets.prepare_for(run, tuple(sorted(kinds)))
+  if "demonstrations" in kinds:
+    streams.training_mixture(run)  # refuses what it cannot use
   if "comparisons" in kinds:
     for stage in unfinished(run):
       if STAGES[config_lib.name_of(stage)] is rm.train:

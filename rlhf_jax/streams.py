@@ -2,12 +2,15 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
+import functools
 from typing import Any
+import zlib
 
 import jax
 import numpy as np
 
-from rlhf_jax.data import batches, splits
+from rlhf_jax.config import MAX_RESPONSES
+from rlhf_jax.data import batches, records, splits
 from rlhf_jax.data.records import DataError
 from rlhf_jax.run import Run
 
@@ -26,13 +29,52 @@ def demonstrations(
     run: Run, split: str, batch_size: int, seed: int | None
 ) -> batches.Batches:
   """Prompts with responses, one or (packed) several a row; the responses'
-  tokens are trained on."""
+  tokens are trained on. The files of a mixture share the training split by
+  their weights; of a mixture too, what is measured comes once."""
   packed = run.config.data.pack_demonstrations
-  examples = batches.demonstration_examples(
-      run.source("demonstrations", split), seed, packed=packed,
+  make = functools.partial(
+      batches.demonstration_examples, packed=packed,
       length=run.config.model.context_length if packed else run.pair_length,
       pad_id=run.config.model.vocab_size)
+  mixture = training_mixture(run) if split == "train" else {}
+  if mixture:
+    # a file keeps its order when others come or go
+    parts = [make(rows, zlib.crc32(f"{seed}/{name}".encode()))
+             for name, (rows, _) in mixture.items()]
+    examples = batches.mixed_examples(
+        parts, [weight for _, weight in mixture.values()])
+  else:
+    examples = make(run.source("demonstrations", split), seed)
   return run.batches(examples, batch_size)
+
+
+def training_mixture(run: Run) -> dict[str, tuple[list[Any], float]]:
+  """File -> (its training demonstrations, weight), {} without weights.
+
+  Raises:
+    DataError: a file has no row there, or rows are of no file named now.
+  """
+  data = run.config.data
+  weights = records.file_weights(data.demonstrations, root=data.root)
+  if not weights:
+    return {}
+  rows_of = {name: [] for name in weights}
+  for row in run.source("demonstrations", "train"):
+    name = row.get("file")  # not there if prepared before mixtures were
+    if name not in rows_of:
+      raise DataError(
+          f"the prepared demonstrations have rows of the file {name!r}, which "
+          f"is none of {sorted(weights)}: remove data/demonstrations in the "
+          "run's folder, so that they are prepared again")
+    rows_of[name].append(row)
+  for name, rows in rows_of.items():
+    if not rows:
+      raise DataError(
+          f"{name!r} has the weight {weights[name]:g} in the mixture of "
+          "demonstrations, but none of its rows is left to train on (see "
+          "data/demonstrations/report.json); leave it out, or loosen the rule "
+          "that takes them")
+  return {name: (rows, weights[name]) for name, rows in rows_of.items()}
 
 
 def comparisons(run: Run, stage: str, rows: list[Any]) -> batches.Batches:
@@ -63,10 +105,12 @@ def training_comparisons(run: Run, stage: str) -> list[Any]:
   rows = list(run.comparisons(stage, "train"))
   most = max(len(row["ranks"]) for row in rows)
   if most > settings.max_responses:
+    way_out = (f"set it to {most}" if most <= MAX_RESPONSES else
+               f"it can be {MAX_RESPONSES} at most, so leave some of the "
+               "responses out")
     raise DataError(
         f"a prompt of the comparisons has {most} responses, but "
-        f"config.{stage}.max_responses = {settings.max_responses}; set it to "
-        f"{most}")
+        f"config.{stage}.max_responses = {settings.max_responses}; {way_out}")
   fold = labeler_fold(run, stage, rows)
   if fold:
     rows = [r for r in rows if r["labeler_id"] in fold.inside]

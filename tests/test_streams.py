@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from experiments import common
+from rlhf_jax import config as config_lib
 from rlhf_jax import streams
 from rlhf_jax.data import batches, splits
 from rlhf_jax.data.records import DataError
@@ -128,6 +129,26 @@ def test_folds_are_dealt_before_the_other_limits():
 def test_what_cannot_be_used_is_refused(changes, message):
   with pytest.raises(DataError, match=message):
     comparisons(**dict(fold=(0, 5)) | changes)
+
+
+def test_messages_lead_to_settings_for_sixteen_responses():
+  rows = TRAIN + [row(40, "a", range(1, 17))]
+  with pytest.raises(DataError, match="max_responses = 9; set it to 16"):
+    comparisons(train=rows)
+  run = make(train=rows, max_responses=16, batch_size=8, init_from="")
+  run.config.data.update(comparisons="jsonl:ranked.jsonl")
+  message = r"block_rows = 2 rows of 128 .* hold 16 responses .* use 8\."
+  with pytest.raises(config_lib.ConfigError, match=message):
+    config_lib.validate(run.config, 1, check_inputs=False)
+  run.config.rm.block_rows = 8
+  config_lib.validate(run.config, 1, check_inputs=False)
+  at = streams.comparisons(run, "rm", comparisons(
+      train=rows, max_responses=16))
+  sizes = [np.count_nonzero(ranks) for step in range(at.count(1))
+           for ranks in at(step)["ranks"].reshape(-1, 16)]
+  assert max(sizes) == 16
+  with pytest.raises(DataError, match="= 16; it can be 16 at most, so leave"):
+    comparisons(train=[row(0, "a", range(1, 18))], max_responses=16)
 
 
 # -------------------------------------------------------------------- batches

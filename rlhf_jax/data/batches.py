@@ -99,6 +99,23 @@ def demonstration_examples(
   return _examples(groups, seed, to_example)
 
 
+def mixed_examples(
+    parts: Sequence[Examples], weights: Sequence[float]) -> Examples:
+  """Examples of several datasets in turn, so that any long run of them holds
+  each dataset's share.
+
+  Each comes in its own order: before one of its examples is seen again, all
+  have been. An epoch is as many examples as the datasets have together; small
+  ones of a large weight come up several times in it.
+
+  Args:
+    parts: datasets of endless epochs.
+    weights: above 0, to each other as the shares; kept to within a hundredth.
+  """
+  dataset = grain.MapDataset.mix([part.dataset for part in parts], weights)
+  return Examples(dataset, sum(part.epoch_size for part in parts))
+
+
 def comparison_examples(
     source: Sequence,
     seed: int | None,

@@ -79,10 +79,13 @@ class Pretrain(_Builder):
 
 
 class Demonstrations(_Builder):
+  """With the file of each, so that a mixture can weight it."""
+
   name = "demonstrations"
 
   def _features(self):
     return self._texts() | {
+        "file": tfds.features.Text(),
         "prompt_tokens": _tokens_feature(),
         "response_tokens": _tokens_feature(),
     }
@@ -117,13 +120,15 @@ _BUILDERS = {
 }
 
 
-def example(kind: str, row: cleaning.Row) -> Example:
-  """A cleaned row of any kind but pretraining as its builder stores it."""
+def example(kind: str, row: cleaning.Row, root: str = "") -> Example:
+  """A cleaned row of any kind but pretraining as its builder stores it; its
+  file is named from `root` on."""
   names = records.text_fields(kind) + records.optional_fields(kind)
   stored = {name: row.record.get(name, "") for name in names}
   stored["prompt_tokens"] = row.tokens[0]
   if kind == "demonstrations":
     stored["response_tokens"] = row.tokens[1]
+    stored["file"] = records.file_of(row.origin, root)
   if kind == "comparisons":
     stored |= {
         "responses": row.record["responses"],

@@ -41,6 +41,7 @@ def prepare(
     out_dir: str,
     tokenizer,
     settings: cleaning.Settings,
+    root: str = "",
 ) -> dict[str, Any]:
   """Cleans, tokenises and stores the rows of one kind in `out_dir/kind/`.
 
@@ -56,9 +57,11 @@ def prepare(
     out_dir: the folder for all kinds.
     tokenizer: a `tokenizer.Tokenizer`.
     settings: the limits.
+    root: folder that the files of the origins are named from.
 
   Returns:
-    The report of `cleaning.clean`; for pretraining also `windows` and
+    The report of `cleaning.clean`, with `files` (rows in and in each split of
+    each file) where there are several; for pretraining also `windows` and
     `tokens_left` (too few for a window) of each split.
 
   Raises:
@@ -75,12 +78,16 @@ def prepare(
     return _stored_report(path, made_from)
   if kind == "comparisons":
     source_rows = _with_an_order(source_rows)
+  files = {}
+  source_rows = _counted(source_rows, root, files)
   rows, report = cleaning.clean(kind, source_rows, tokenizer, settings)
+  if len(files) > 1:
+    report["files"] = _by_file(files, rows, root)
   if kind == "pretrain":
     examples = _windows(rows, settings.window, report)
   else:
     examples = {
-        split: [builders.example(kind, row) for row in rows[split]]
+        split: [builders.example(kind, row, root) for row in rows[split]]
         for split in splits.SPLITS
     }
   if not len(examples["train"]):
@@ -101,7 +108,8 @@ def open_split(out_dir: str, kind: str, split: str) -> builders.Split:
 
   Rows are dicts: `tokens` for pretraining; for the others the text fields (""
   where absent), `prompt_tokens`, and `response_tokens` (of comparisons a list
-  with the tokens of each response, besides `responses`, `ranks`, `metadata`).
+  with the tokens of each response, besides `responses`, `ranks`, `metadata`);
+  of demonstrations also the `file`.
   Tokens are int32 arrays; each response ends in the end token.
   """
   if split not in splits.SPLITS:
@@ -141,6 +149,10 @@ def format_report(report: dict[str, Any]) -> str:
     headers = ["category", *report["categories"]]
     parts.append(tabulate.tabulate(counts, headers=headers))
   parts.extend(_kinds_table(report.get("prompt_kinds", {})))
+  if "files" in report:
+    counts = [[name, *of.values()] for name, of in report["files"].items()]
+    headers = ["file", "rows in", *report["rows_out"]]
+    parts.append(tabulate.tabulate(counts, headers=headers))
   return "\n\n".join(parts)
 
 
@@ -200,6 +212,26 @@ def _with_an_order(rows):
           f"{path}: each of the {count} rows ranks all its responses the same;"
           " nothing can be learnt from ties, check the field 'ranks'"
       )
+
+
+def _counted(rows, root: str, files: dict[str, int]):
+  """`rows`; how many there are of each file goes into `files`."""
+  for record, origin in rows:
+    name = records.file_of(origin, root)
+    files[name] = files.get(name, 0) + 1
+    yield record, origin
+
+
+def _by_file(files: dict[str, int], rows, root: str):
+  """File -> its rows in, and of each split those kept."""
+  found = {
+      name: {"in": count} | dict.fromkeys(rows, 0)
+      for name, count in files.items()
+  }
+  for split, kept in rows.items():
+    for row in kept:
+      found[records.file_of(row.origin, root)][split] += 1
+  return found
 
 
 def _windows(rows, window: int, report) -> dict[str, np.ndarray | list]:

@@ -4,9 +4,16 @@ A source is named by one string:
 
   smallworld                     the built-in world
   jsonl:PATH[,PATH...]           JSON lines, globs allowed, `.gz` or not
+  jsonl:PATH=NUMBER[,...]        the same as a mixture: each file with a weight
   tfds:NAME/SPLIT                a TFDS dataset built on this machine
 
-and its rows are dicts of one of four kinds:
+A mixture is for demonstrations. The weights of its files are to each other as
+their shares of the training examples; a glob gives its weight to every file it
+matches. All paths have one or none has. What follows the last "=" of a path is
+no weight but part of the name if it holds a "/" or an extension, as in
+"lang=en/a.jsonl" or "lang=en.jsonl".
+
+The rows of a source are dicts of one of four kinds:
 
   pretrain        {text, source?}
   demonstrations  {prompt, response, user_id?, labeler_id?, category?, source?}
@@ -25,16 +32,20 @@ All but pretraining text may say where a prompt is from (InstructGPT 3.2):
 A few-shot prompt is one row for all its examples, see `few_shot`, or has its
 whole text as `prompt`, as any other row.
 
-Other fields are ignored. A comparison given as a demonstration stands for its
-best-ranked response. A row that is not of its kind ends the run with one
-message: file and line, the value, and what to do.
+`labeler` is read as labeler_id, and `scenario` or `domain` as category, where
+the row has no such field itself. Other fields are ignored. A comparison given
+as a demonstration stands for its best-ranked response. A row that is not of
+its kind ends the run with one message: file and line, the value, and what to
+do.
 """
 
 import glob
 import gzip
 import hashlib
 import json
+import math
 import os
+import re
 from typing import Any, Callable, Iterator
 import zlib
 
@@ -65,6 +76,12 @@ _FIELDS = {
     ),
 }
 
+# Optional field -> what others call it.
+_ALIASES = {"labeler_id": ("labeler",), "category": ("scenario", "domain")}
+
+_WEIGHTED = re.compile(r"(?P<path>.*\S)\s*=(?P<weight>[^=/]*)")
+_EXTENSION = re.compile(r"\.[A-Za-z]")
+
 Record = dict[str, Any]
 
 
@@ -88,7 +105,8 @@ def read(
   """Reads and checks the rows of a source, in its own order.
 
   Args:
-    source: "smallworld", "jsonl:PATH[,PATH...]" or "tfds:NAME/SPLIT".
+    source: "smallworld", "jsonl:PATH[,PATH...]" or "tfds:NAME/SPLIT"; weights
+      of paths change nothing here.
     kind: one of `KINDS`.
     root: folder that relative JSON paths start from, and the data folder of
       TFDS datasets; "" for the current folder and TFDS's own.
@@ -109,7 +127,8 @@ def read(
       raise DataError(f"nothing gives the smallworld rows of kind {kind!r}")
     rows = _read_iterator(smallworld(kind))
   elif form == "jsonl" and rest:
-    rows = _read_jsonl(_paths(rest, root))
+    check_weights(source, kind)
+    rows = _read_jsonl(path for path, _ in _paths(rest, root))
   elif form == "tfds" and rest:
     rows = _read_tfds(rest, root)
   else:
@@ -123,18 +142,105 @@ def read(
 
 
 def fingerprint(source: str, *, root: str = "") -> str:
-  """`source` plus a digest of the files it names, to notice changed files."""
+  """`source` plus a digest of the files it names, to notice changed files.
+
+  Weights are left out: they choose among rows that are prepared alike.
+  """
   form, _, rest = source.partition(":")
   if form != "jsonl":
     return source
   digest = hashlib.sha256()
-  for path in _paths(rest, root):
+  for path, _ in _paths(rest, root):
     try:
       with open(path, "rb") as f:
         digest.update(hashlib.file_digest(f, "sha256").digest())
     except OSError as error:
       raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-  return f"{source}#{digest.hexdigest()[:16]}"
+  patterns = ",".join(pattern for pattern, _ in weighted_paths(source))
+  return f"jsonl:{patterns}#{digest.hexdigest()[:16]}"
+
+
+def weighted_paths(source: str) -> list[tuple[str, str | None]]:
+  """The paths of a "jsonl:" source, each with its weight as written, if any."""
+  found = []
+  for path in source.removeprefix("jsonl:").split(","):
+    match = _WEIGHTED.fullmatch(path)
+    if match and not _EXTENSION.search(match["weight"]):
+      found.append((match["path"], match["weight"].strip()))
+    else:
+      found.append((path, None))
+  return found
+
+
+def check_weights(source: str, kind: str) -> None:
+  """Checks the weights of a "jsonl:" source without looking for its files.
+
+  Raises:
+    DataError: another kind than demonstrations has some, not every path has
+      one, or one is not a number above 0.
+  """
+  paths = weighted_paths(source)
+  weighted = [(path, weight) for path, weight in paths if weight is not None]
+  if not weighted:
+    return
+  path, weight = weighted[0]
+  if kind != "demonstrations":
+    raise DataError(
+        f"{path.strip()!r} has the weight {weight!r}, but only demonstrations"
+        f" are mixed by weight; write {path.strip()!r} alone, or rename a file"
+        " whose name ends so"
+    )
+  if len(weighted) < len(paths):
+    bare = next(path for path, weight in paths if weight is None)
+    raise DataError(
+        f"{path.strip()!r} has the weight {weight!r} and {bare.strip()!r} has"
+        " none; give every path a weight, such as"
+        f" {bare.strip() + '=1'!r}, or none"
+    )
+  for path, weight in weighted:
+    if not _is_weight(weight):
+      raise DataError(
+          f"{path.strip()!r} has the weight {weight!r}; write a number above"
+          f" 0, such as {path.strip() + '=0.5'!r}, or leave the path out"
+      )
+
+
+def file_weights(source: str, *, root: str = "") -> dict[str, float]:
+  """The files of a mixture, as `file_of` names them -> weight; else {}.
+
+  Raises:
+    DataError: a path names no file, or two name the same; or as
+      `check_weights`.
+  """
+  form, _, rest = source.partition(":")
+  if form != "jsonl":
+    return {}
+  check_weights(source, "demonstrations")
+  weights = {}
+  for path, weight in _paths(rest, root):
+    if weight is None:
+      return {}
+    name = file_of(f"{path}:1", root)
+    if name in weights:
+      raise DataError(
+          f"{name!r} is named twice, with weights {weights[name]:g} and"
+          f" {float(weight):g}; name each file of a mixture once"
+      )
+    weights[name] = float(weight)
+  return weights
+
+
+def file_of(origin: str, root: str = "") -> str:
+  """The file of an origin "PATH:LINE", below `root` where it lies there."""
+  path = origin.rpartition(":")[0]
+  return path.removeprefix(os.path.join(root, ""))
+
+
+def _is_weight(text: str) -> bool:
+  try:
+    return 0 < float(text) < math.inf
+  except ValueError:
+    return False
 
 
 def _read_iterator(rows):
@@ -142,10 +248,11 @@ def _read_iterator(rows):
     yield row, f"smallworld:{index}"
 
 
-def _paths(patterns: str, root: str) -> list[str]:
-  """The files that comma-separated globs name, each pattern's in order."""
+def _paths(patterns: str, root: str) -> list[tuple[str, str | None]]:
+  """The files that comma-separated globs name, each pattern's in order, with
+  the weights of their patterns."""
   paths = []
-  for pattern in patterns.split(","):
+  for pattern, weight in weighted_paths(patterns):
     path = os.path.join(root, os.path.expanduser(pattern.strip()))
     found = [path] if os.path.isfile(path) else sorted(glob.glob(path))
     if not found:
@@ -153,7 +260,7 @@ def _paths(patterns: str, root: str) -> list[str]:
           f"no file matches {path!r}; relative paths start from"
           f" {os.path.abspath(root)!r}"
       )
-    paths.extend(found)
+    paths.extend((path, weight) for path in found)
   return paths
 
 
@@ -276,9 +383,10 @@ def check(row: Any, kind: str, origin: str) -> Record:
   if kind == "comparisons":
     record |= _ranking(row, origin)
   for name in optional:
-    value = row.get(name)
-    if value is None or value == "":
+    key = _present(row, name)
+    if key is None:
       continue
+    value = row[key]
     if name == "prompt_kind" and value not in PROMPT_KINDS:
       raise DataError(
           f"{origin}: 'prompt_kind' is {short(value)}; it is one of"
@@ -286,10 +394,16 @@ def check(row: Any, kind: str, origin: str) -> Record:
       )
     if isinstance(value, int) and not isinstance(value, bool):
       value = str(value)
-    record[name] = fields.text(value, name, origin)
+    record[name] = fields.text(value, key, origin)
   if kind == "comparisons" and row.get("metadata") is not None:
     record["metadata"] = row["metadata"]
   return record
+
+
+def _present(row: Record, name: str) -> str | None:
+  """Under which name a row has an optional field: its own comes first."""
+  keys = (name, *_ALIASES.get(name, ()))
+  return next((key for key in keys if row.get(key) not in (None, "")), None)
 
 
 def _best_response(row: Record, origin: str) -> Record:

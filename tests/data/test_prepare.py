@@ -79,6 +79,7 @@ def test_rows_come_back_as_they_were_cleaned(kind, tmp_path, tokenizer):
     responses = row.pop("response_tokens", [])
     if kind == "demonstrations":
       responses = [responses]
+      assert row.pop("file").endswith("demonstrations.jsonl")
     if kind == "comparisons":
       fields.setdefault("metadata", None)
       row["ranks"] = row["ranks"].tolist()

@@ -53,6 +53,22 @@ def test_ids_become_text_and_null_is_absent():
   assert records.check(row, "prompts", "f:1") == {"prompt": "p", "user_id": "7"}
 
 
+@pytest.mark.parametrize("field,value,name", [
+    ("labeler", "w1", "labeler_id"), ("labeler", 3, "labeler_id"),
+    ("scenario", "chat", "category"), ("domain", "Law", "category"),
+])
+def test_other_names_of_a_field_are_read_where_its_own_is_absent(
+    field, value, name):
+  record = records.check(PAIR | {field: value}, "comparisons", "f:1")
+  assert record == PAIR | {name: str(value)}
+  both = PAIR | {field: value, name: "own"}
+  assert records.check(both, "comparisons", "f:1") == PAIR | {name: "own"}
+  empty = PAIR | {field: value, name: ""}
+  assert records.check(empty, "comparisons", "f:1") == record
+  with pytest.raises(records.DataError, match=f"'{field}' must be text"):
+    records.check(PAIR | {field: ["x"]}, "comparisons", "f:1")
+
+
 def test_smallworld_rows_come_from_the_given_function():
   rows = records.read(
       "smallworld", "pretrain", smallworld=lambda kind: iter([{"text": kind}])
