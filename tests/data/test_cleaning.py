@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax.data import cleaning
+from rlhf_jax.data import personal
 
 SETTINGS = cleaning.Settings(
     window=8,
@@ -216,8 +217,8 @@ HARMLESS = (
 
 
 def test_personal_data_is_found():
-  assert not [text for text in PRIVATE if not cleaning.personal_data(text)]
-  assert not [text for text in HARMLESS if cleaning.personal_data(text)]
+  assert not [text for text in PRIVATE if not personal.find(text)]
+  assert not [text for text in HARMLESS if personal.find(text)]
 
 
 def test_personal_data_is_dropped_from_the_train_split_only():
@@ -248,7 +249,9 @@ def test_length_statistics():
   changes = {"validation_fraction": 0.0, "test_fraction": 0.0}
   by_split, report = _clean("prompts", rows, **changes)
   assert report["tokens"] == {
-      "train": {"prompt": {"mean": 4.0, "median": 2.5, "p75": 4.75, "max": 10}},
+      "train": {"prompt": {
+          "count": 4, "mean": 4.0, "std": 4.1, "min": 1, "p25": 1.75,
+          "p50": 2.5, "p75": 4.75, "max": 10}},
       "validation": {},
       "test": {},
   }

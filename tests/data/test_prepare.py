@@ -12,6 +12,7 @@ import pytest
 from rlhf_jax.data import cleaning
 from rlhf_jax.data import prepare as prepare_lib
 from rlhf_jax.data import records
+from rlhf_jax.data import rows as rows_lib
 from rlhf_jax.data import splits
 from rlhf_jax.data import tokenizer as tokenizer_lib
 from rlhf_jax.data.records import DataError
@@ -87,7 +88,7 @@ def test_rows_come_back_as_they_were_cleaned(kind, tmp_path, tokenizer):
     for got, array in zip(tokens, cleaned.tokens, strict=True):
       assert got.dtype == np.int32
       np.testing.assert_array_equal(got, array)
-    for text, array in zip(cleaning._responses(cleaned.record), responses):
+    for text, array in zip(rows_lib.responses(cleaned.record), responses):
       assert array[-1] == tokenizer.eos_id
       assert tokenizer.decode(array) == " " + text
     assert tokenizer.decode(tokens[0]) == row["prompt"]
