@@ -32,6 +32,7 @@ _SIZES = flags.DEFINE_list(
 _FOLDER = flags.DEFINE_string("folder", "", "scratch; '' for a temporary one")
 _OUT = flags.DEFINE_string("out", "", "file for JSON lines; '' for none")
 
+_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _VOCAB_SIZE = 50_257  # GPT-2's, if the made-up words have that many pairs.
 _NUM_TOKENIZER_ROWS = 20_000
 _SETTINGS = cleaning.Settings(  # The paper's limits.
@@ -120,7 +121,7 @@ def measure(path: str, tokenizer_path: str, out_dir: str) -> dict[str, Any]:
   finished = subprocess.run(
       [sys.executable, "-m", "benchmarks.prepare_prompts", "--",
        path, tokenizer_path, out_dir],
-      check=True, capture_output=True, text=True)
+      check=True, stdout=subprocess.PIPE, text=True, cwd=_ROOT)
   seconds = time.perf_counter() - start
   after = resource.getrusage(resource.RUSAGE_CHILDREN)
   return json.loads(finished.stdout) | {
@@ -153,7 +154,8 @@ def _prepare(path: str, tokenizer_path: str, out_dir: str) -> dict[str, Any]:
 
 
 def run(sizes: list[int], folder: str) -> list[dict[str, Any]]:
-  """Measures each size, with files in `folder`, which it empties again."""
+  """Measures each size, with files in `folder`; prints each as it comes."""
+  folder = os.path.abspath(folder)
   tokenizer_path = os.path.join(folder, "tokenizer.json")
   sample = (row["prompt"] for row in prompts(_NUM_TOKENIZER_ROWS, seed=1))
   tokenizer_lib.train(sample, _VOCAB_SIZE).save(tokenizer_path)
