@@ -3,7 +3,7 @@
   python -m benchmarks.prepare_prompts --sizes=10000,100000,1000000
 
 writes made-up prompts with user ids to JSON lines: some nearly equal, some
-with private data, some too long. A tokenizer is trained on the first of them.
+with private data, some too long. A tokenizer is trained on more of the kind.
 Each size is then read, cleaned and stored in a process of its own, as a run
 does it. Prints a table, and appends one line a size to `--out` as JSON.
 """
@@ -71,7 +71,7 @@ _PRIVATE = (
 
 
 def prompts(num_rows: int, seed: int = 0) -> Iterator[dict[str, str]]:
-  """Rows of about 60 tokens each, some of which every rule drops.
+  """Rows of about 50 tokens (300 bytes) each, some of which every rule drops.
 
   Of a hundred prompts about eight begin like an earlier one, three hold
   something private and one in five hundred is too long. Users send from one

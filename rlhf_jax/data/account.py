@@ -43,7 +43,8 @@ class Account:
     """A row comes in, without so many of its responses."""
     self._rows_in += 1
     self._long_responses += num_long_responses
-    self._sample.add(row.content, rows_lib.prompt(row.record))
+    text = rows_lib.prompt(row.record)[:_LANGUAGE_CHARS]
+    self._sample.add(row.content, text)
 
   def drop(self, rule: str, row: Row) -> None:
     """A row that came in goes."""
@@ -137,7 +138,10 @@ class _Lowest:
 
 
 def _example(rule: str, row: Row) -> dict[str, str]:
-  """Where a dropped row stands and how it, or what it is dropped for, begins."""
+  """Where a dropped row stands, and the beginning of its prompt or text.
+
+  Of personal data the place where it was.
+  """
   text = rows_lib.prompt(row.record)
   if rule == "personal_data":
     texts = [text] + rows_lib.responses(row.record)
@@ -164,7 +168,7 @@ def _languages(texts: list[str]) -> dict[str, Any]:
     them, in order of size.
   """
   counts = collections.Counter(
-      py3langid.classify(text[:_LANGUAGE_CHARS])[0] for text in texts
+      py3langid.classify(text)[0] for text in texts
   )
   ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
   return {
