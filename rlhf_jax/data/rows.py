@@ -9,6 +9,7 @@ import numpy as np
 from rlhf_jax.data import records
 
 _HASH_BYTES = 16
+_sorted_json = json.JSONEncoder(sort_keys=True).encode
 
 
 @dataclasses.dataclass(frozen=True, eq=False, slots=True)
@@ -44,8 +45,8 @@ class Row:
 def order(record: records.Record) -> bytes:
   """Hashes of prompt and user, then of all: one prompt's rows stay together."""
   owner = (prompt(record), record.get("user_id", ""))
-  content = json.dumps(record, sort_keys=True)
-  return short_hash(json.dumps(owner).encode()) + short_hash(content.encode())
+  owner, content = json.dumps(owner), _sorted_json(record)
+  return short_hash(owner.encode()) + short_hash(content.encode())
 
 
 def short_hash(data: bytes) -> bytes:
