@@ -164,7 +164,7 @@ def _languages(texts: list[str]) -> dict[str, Any]:
     texts: prompts, or pretraining texts.
 
   Returns:
-    `sampled`, the number of texts, and `shares`: ISO 639-1 code -> share of
+    `sampled`, the number of texts, and `shares`: ISO 639 code -> share of
     them, in order of size.
   """
   counts = collections.Counter(
