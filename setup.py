@@ -22,6 +22,7 @@ setup(
         "numpy>=2.0",
         "optax>=0.2.8,<0.3",
         "orbax-checkpoint>=0.12.8,<0.13",
+        "py3langid>=0.4",
         "tabulate>=0.9",
         "tensorboardX>=2.6",
         "tensorflow-datasets>=4.9.10",

@@ -286,7 +286,8 @@ def test_long_prompts_are_dropped_and_counted(
         pytest.raises(KeyboardInterrupt)):
     call(f"--config={experiment}", f"--workdir={workdir}", SFT,
          f"--config.data.demonstrations=jsonl:{path}")
-  assert re.search(rf"- long_prompt +-1  {path}:5\n", capsys.readouterr().out)
+  assert re.search(r"- long_prompt +-1  Say it\. .*\.\.\.  data\.jsonl:5\n",
+                   capsys.readouterr().out)
   report = json.loads(
       (workdir / "data" / "demonstrations" / "report.json").read_text())
   assert report["dropped"]["long_prompt"]["count"] == 1

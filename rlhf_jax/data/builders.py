@@ -1,21 +1,24 @@
-"""Prepared rows on disk: one TFDS builder a kind, in array_record files.
+"""Prepared rows on disk: one TFDS dataset a kind, in array_record files.
 
 TensorFlow is not needed, neither to write nor to read. Rows keep the order in
 which they are given: shuffling belongs to `batches`, where it has a seed.
+TFDS reads the files, and writes what describes them; the rows are written here
+one by one, since TFDS would gather all of a split first.
 """
 
-from collections.abc import Sequence
-import contextlib
-import io
+from collections.abc import Iterable, Sequence
 import json
-import tempfile
 from typing import Any
 
+from array_record.python import array_record_module
+from etils import epath
 import numpy as np
 import tensorflow_datasets as tfds
+from tensorflow_datasets.proto import tf_example_pb2
+from tensorflow_datasets.proto import tf_feature_pb2
 
-from rlhf_jax.data import cleaning
 from rlhf_jax.data import records
+from rlhf_jax.data.rows import Row
 
 Example = dict[str, Any]
 _VERSION = "1.0.0"
@@ -27,102 +30,36 @@ def _tokens_feature(length: int | None = None):
   return tfds.features.Tensor(shape=(length,), dtype=np.int32)
 
 
-class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-  """Writes examples that are already made.
+def _features(kind: str, first: Row | np.ndarray) -> dict[str, Any]:
+  """What a stored row of a kind has, given the first.
 
-  Args:
-    examples: the examples of each split that has any.
-    data_dir: folder for the dataset's own folder, `name`.
+  The tokens of all responses of a comparison stand in one array, with their
+  lengths. Pretraining rows are windows of packed text, all of one length.
   """
-
-  VERSION = tfds.core.Version(_VERSION)
-  # Nothing is downloaded, so TFDS need not look for checksums beside the code
-  # (for which it imports importlib_resources, without depending on it).
-  code_path = None
-
-  def __init__(self, *, examples: dict[str, Sequence[Example]], data_dir: str):
-    self._examples = examples
-    super().__init__(data_dir=data_dir, file_format="array_record")
-
-  def _features(self) -> dict[str, Any]:
-    raise NotImplementedError
-
-  def _info(self):
-    return tfds.core.DatasetInfo(
-        builder=self,
-        features=tfds.features.FeaturesDict(self._features()),
-        disable_shuffling=True,
-    )
-
-  def _split_generators(self, dl_manager):
-    return {
-        split: self._generate_examples(examples)
-        for split, examples in self._examples.items()
-    }
-
-  def _generate_examples(self, examples):
-    yield from enumerate(examples)
-
-  def _texts(self) -> dict[str, Any]:
-    names = records.text_fields(self.name) + records.optional_fields(self.name)
-    return {name: tfds.features.Text() for name in names}
-
-
-class Pretrain(_Builder):
-  """Windows of packed text, all of one length."""
-
-  name = "pretrain"
-
-  def _features(self):
-    first = next(iter(self._examples.values()))[0]
-    return {"tokens": _tokens_feature(len(first["tokens"]))}
-
-
-class Demonstrations(_Builder):
-  """With the file of each, so that a mixture can weight it."""
-
-  name = "demonstrations"
-
-  def _features(self):
-    return self._texts() | {
-        "file": tfds.features.Text(),
-        "prompt_tokens": _tokens_feature(),
-        "response_tokens": _tokens_feature(),
-    }
-
-
-class Comparisons(_Builder):
-  """The tokens of all responses stand in one array, with their lengths."""
-
-  name = "comparisons"
-
-  def _features(self):
-    return self._texts() | {
+  if kind == "pretrain":
+    return {"tokens": _tokens_feature(len(first))}
+  names = records.text_fields(kind) + records.optional_fields(kind)
+  features = {name: tfds.features.Text() for name in names}
+  features["prompt_tokens"] = _tokens_feature()
+  if kind != "prompts":
+    features["response_tokens"] = _tokens_feature()
+  if kind == "demonstrations":  # so that a mixture can weight it
+    features["file"] = tfds.features.Text()
+  if kind == "comparisons":
+    features |= {
         "responses": tfds.features.Sequence(tfds.features.Text()),
         "metadata": tfds.features.Text(),
         "ranks": _tokens_feature(),
-        "prompt_tokens": _tokens_feature(),
-        "response_tokens": _tokens_feature(),
         "response_lengths": _tokens_feature(),
     }
+  return features
 
 
-class Prompts(_Builder):
-  name = "prompts"
-
-  def _features(self):
-    return self._texts() | {"prompt_tokens": _tokens_feature()}
-
-
-_BUILDERS = {
-    builder.name: builder
-    for builder in (Pretrain, Demonstrations, Comparisons, Prompts)
-}
-
-
-def example(kind: str, row: cleaning.Row, root: str = "") -> Example:
-  """A cleaned row of any kind but pretraining as its builder stores it; its
+def example(kind: str, row: Row | np.ndarray, root: str = "") -> Example:
+  """A cleaned row, or a window of pretraining tokens, as it is stored; its
   file is named from `root` on."""
+  if kind == "pretrain":
+    return {"tokens": row}
   names = records.text_fields(kind) + records.optional_fields(kind)
   stored = {name: row.record.get(name, "") for name in names}
   stored["prompt_tokens"] = row.tokens[0]
@@ -143,17 +80,66 @@ def example(kind: str, row: cleaning.Row, root: str = "") -> Example:
 
 
 def write(
-    kind: str, examples: dict[str, Sequence[Example]], data_dir: str
+    kind: str,
+    rows: dict[str, Sequence[Row] | np.ndarray],
+    data_dir: str,
+    root: str = "",
 ) -> None:
-  """Writes `data_dir/kind/`; splits without examples are left out."""
-  examples = {split: rows for split, rows in examples.items() if len(rows)}
-  tfds.disable_progress_bar()
-  builder = _BUILDERS[kind](examples=examples, data_dir=data_dir)
-  with (
-      tempfile.TemporaryDirectory() as downloads,
-      contextlib.redirect_stdout(io.StringIO()),  # It announces itself there.
-  ):
-    builder.download_and_prepare(download_dir=downloads)
+  """Writes `folder(kind, data_dir)`; splits without rows are left out.
+
+  Args:
+    kind: one of `records.KINDS`.
+    rows: the cleaned rows of each split; of pretraining windows [N, window].
+    data_dir: the folder for all kinds.
+    root: folder that the files of the origins are named from.
+  """
+  rows = {split: of for split, of in rows.items() if len(of)}
+  directory = epath.Path(folder(kind, data_dir))
+  directory.mkdir(parents=True, exist_ok=True)
+  infos = []
+  for split, of in rows.items():
+    path = directory / f"{kind}-{split}.array_record-00000-of-00001"
+    num_bytes = _write_file(path, (example(kind, row, root) for row in of))
+    infos.append(tfds.core.SplitInfo(
+        name=split, shard_lengths=[len(of)], num_bytes=num_bytes))
+  first = next(iter(rows.values()))[0]
+  tfds.folder_dataset.write_metadata(
+      data_dir=directory,
+      features=tfds.features.FeaturesDict(_features(kind, first)),
+      split_infos=infos,
+      disable_shuffling=True,
+      check_data=False,  # It would need TensorFlow.
+  )
+
+
+def _write_file(path: epath.Path, examples: Iterable[Example]) -> int:
+  """Writes one file of examples; the number of their bytes."""
+  num_bytes = 0
+  # Groups of one, as TFDS writes them: each row can be read by itself.
+  writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
+  for stored in examples:
+    data = serialized(stored)
+    writer.write(data)
+    num_bytes += len(data)
+  writer.close()
+  return num_bytes
+
+
+def serialized(stored: Example) -> bytes:
+  """An example as TFDS stores it: a `tf.train.Example`."""
+  feature = {name: _feature(value) for name, value in stored.items()}
+  return tf_example_pb2.Example(
+      features=tf_feature_pb2.Features(feature=feature)
+  ).SerializeToString()
+
+
+def _feature(value: str | list[str] | np.ndarray) -> tf_feature_pb2.Feature:
+  if isinstance(value, np.ndarray):
+    numbers = tf_feature_pb2.Int64List(value=value.tolist())
+    return tf_feature_pb2.Feature(int64_list=numbers)
+  texts = [value] if isinstance(value, str) else value
+  data = tf_feature_pb2.BytesList(value=[text.encode() for text in texts])
+  return tf_feature_pb2.Feature(bytes_list=data)
 
 
 def folder(kind: str, data_dir: str) -> str:

@@ -2,8 +2,10 @@
 
 import dataclasses
 import hashlib
+import itertools
 import json
-from typing import Any, Iterable, Iterator
+import os
+from typing import Any, Iterable
 
 from etils import epath
 import numpy as np
@@ -24,6 +26,7 @@ _PROMPT_SETTINGS = (
     "prompt_suffix",
 )
 _RESPONSE_SETTINGS = ("max_response_tokens", "response_prefix")
+_PRINTED_GROUPS = 20  # The report has more.
 # A changed setting refuses only the kinds that it touches.
 _USED_SETTINGS = {
     "pretrain": ("window", "validation_fraction", "test_fraction"),
@@ -60,9 +63,9 @@ def prepare(
     root: folder that the files of the origins are named from.
 
   Returns:
-    The report of `cleaning.clean`, with `files` (rows in and in each split of
-    each file) where there are several; for pretraining also `windows` and
-    `tokens_left` (too few for a window) of each split.
+    The report of `account.Account.report`, with `files` (rows in and in each
+    split of each file) where there are several; for pretraining also `windows`
+    and `tokens_left` (too few for a window) of each split.
 
   Raises:
     DataError: bad rows, none left to train on, or the folder holds rows
@@ -84,18 +87,13 @@ def prepare(
   if len(files) > 1:
     report["files"] = _by_file(files, rows, root)
   if kind == "pretrain":
-    examples = _windows(rows, settings.window, report)
-  else:
-    examples = {
-        split: [builders.example(kind, row, root) for row in rows[split]]
-        for split in splits.SPLITS
-    }
-  if not len(examples["train"]):
+    rows = _windows(rows, settings.window, report)
+  if not len(rows["train"]):
     raise DataError(_nothing_left(kind, source, report))
   half_made = epath.Path(builders.folder(kind, out_dir))
   if half_made.exists():  # Without a report: a run ended while writing it.
     half_made.rmtree()
-  builders.write(kind, examples, out_dir)
+  builders.write(kind, rows, out_dir, root)
   report |= {"made_from": made_from, "digest": _digest(made_from)}
   partial = path.with_name("report.json.tmp")
   partial.write_text(json.dumps(report, indent=2))
@@ -109,8 +107,7 @@ def open_split(out_dir: str, kind: str, split: str) -> builders.Split:
   Rows are dicts: `tokens` for pretraining; for the others the text fields (""
   where absent), `prompt_tokens`, and `response_tokens` (of comparisons a list
   with the tokens of each response, besides `responses`, `ranks`, `metadata`);
-  of demonstrations also the `file`.
-  Tokens are int32 arrays; each response ends in the end token.
+  of demonstrations also the `file`. Tokens are int32 arrays; each response ends in the end token.
   """
   if split not in splits.SPLITS:
     raise DataError(f"unknown {split=}; one of {splits.SPLITS}")
@@ -120,48 +117,115 @@ def open_split(out_dir: str, kind: str, split: str) -> builders.Split:
 
 
 def format_report(report: dict[str, Any]) -> str:
-  """The report as tables to print."""
-  total = sum(report["rows_out"].values())
-  dropped = [["rows in", report["rows_in"], ""]]
-  for rule, entry in sorted(report["dropped"].items()):
-    where = "; ".join(e["origin"] for e in entry["examples"])
-    dropped.append([f"- {rule}", -entry["count"], where])
-  dropped.append(["rows out", total, ""])
-  kept = []
+  """The report as tables to print, about 100 columns wide."""
+  parts = [
+      _dropped_table(report),
+      _languages_line(report),
+      _splits_table(report),
+      _lengths_table(report),
+      _groups_table(report, "category"),
+      _groups_table(report, "source"),
+      _kinds_table(report.get("prompt_kinds", {})),
+      _files_table(report),
+  ]
+  return "\n\n".join(part for part in parts if part)
+
+
+def _dropped_table(report) -> str:
+  table = [["rows in", report["rows_in"], "", ""]]
+  for rule, entry in report["dropped"].items():
+    table += [
+        ["", "", _one_line(e["text"], 40), _short_origin(e["origin"])]
+        for e in entry["examples"]
+    ]
+    table[-len(entry["examples"])][:2] = [f"- {rule}", -entry["count"]]
+  table.append(["rows out", sum(report["rows_out"].values()), "", ""])
+  headers = [report["kind"], "rows", "such as", "from"]
+  return tabulate.tabulate(table, headers=headers)
+
+
+def _one_line(text: str, limit: int) -> str:
+  text = " ".join(text.split())
+  return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def _short_origin(origin: str) -> str:
+  """An origin without its folders, which the report keeps."""
+  if not origin.startswith("tfds:"):
+    origin = os.path.basename(origin)
+  return origin if len(origin) <= 36 else "..." + origin[-33:]
+
+
+def _languages_line(report) -> str:
+  """English first, then the others that are most frequent."""
+  shares = dict(report["languages"]["shares"])
+  english = shares.pop("en", 0.0)
+  found = [f"{code} {share:.1%}" for code, share in shares.items()]
+  others = ", ".join(found[:8]) + (", ..." if len(found) > 8 else "")
+  what = "texts" if report["kind"] == "pretrain" else "prompts"
+  return (
+      f"English {english:.1%} of {report['languages']['sampled']} {what}"
+      + (f" (others: {others})" if others else "")
+  )
+
+
+def _splits_table(report) -> str:
+  table = []
   for split, count in report["rows_out"].items():
     line = {"split": split, "rows": count}
+    if any(of["users"] for of in report["users"].values()):
+      line |= report["users"][split]
     if "windows" in report:
       line["windows"] = report["windows"][split]
       line["tokens left"] = report["tokens_left"][split]
-    for name, numbers in report["tokens"][split].items():
-      line |= {f"{name} {k}": v for k, v in numbers.items()}
-    kept.append(line)
-  parts = [
-      tabulate.tabulate(dropped, headers=[report["kind"], "rows", "such as"]),
-      tabulate.tabulate(kept, headers="keys"),
+    table.append({name.replace("_", " "): n for name, n in line.items()})
+  return tabulate.tabulate(table, headers="keys")
+
+
+def _lengths_table(report) -> str:
+  """One line a field and split."""
+  table = [
+      {"tokens of": f"{name}, {split}"} | numbers
+      for split, fields in report["tokens"].items()
+      for name, numbers in fields.items()
   ]
-  categories = sorted({c for of in report["categories"].values() for c in of})
-  if categories not in ([], ["none"]):
-    counts = [
-        [c] + [of.get(c, 0) for of in report["categories"].values()]
-        for c in categories
-    ]
-    headers = ["category", *report["categories"]]
-    parts.append(tabulate.tabulate(counts, headers=headers))
-  parts.extend(_kinds_table(report.get("prompt_kinds", {})))
-  if "files" in report:
-    counts = [[name, *of.values()] for name, of in report["files"].items()]
-    headers = ["file", "rows in", *report["rows_out"]]
-    parts.append(tabulate.tabulate(counts, headers=headers))
-  return "\n\n".join(parts)
+  table.sort(key=lambda line: line["tokens of"].partition(",")[0])
+  return tabulate.tabulate(table, headers="keys")
 
 
-def _kinds_table(counts: dict[str, dict[str, int]]) -> Iterator[str]:
-  """Rows of each kind of prompt, a column a split, if there are kinds."""
+def _groups_table(report, field: str) -> str:
+  """Rows of each source, or category (and split), and how long they are."""
+  table = []
+  groups = report[f"tokens_by_{field}"]
+  for name, fields in itertools.islice(groups.items(), _PRINTED_GROUPS):
+    rows = next(iter(fields.values()))["count"]
+    share = rows / sum(report["rows_out"].values())
+    line = {field: _one_line(name, 28), "rows": rows, "share": f"{share:.1%}"}
+    if field == "category":
+      fields = {"prompt": fields["prompt"]}
+      line |= {s: of.get(name, 0) for s, of in report["categories"].items()}
+    for of, numbers in fields.items():
+      line |= {f"{of} {k}": numbers[k] for k in ("mean", "p50")}
+    table.append(line)
+  num_more = len(groups) - len(table)
+  more = f"\n... and {num_more} more in the report" if num_more else ""
+  return tabulate.tabulate(table, headers="keys") + more
+
+
+def _kinds_table(counts: dict[str, dict[str, int]]) -> str:
+  """Rows of each kind of prompt, a column a split; "" if there is one kind."""
   kinds = sorted({kind for of in counts.values() for kind in of})
-  if len(kinds) > 1:
-    lines = [[k] + [of.get(k, 0) for of in counts.values()] for k in kinds]
-    yield tabulate.tabulate(lines, headers=["kind of prompt", *counts])
+  if len(kinds) < 2:
+    return ""
+  lines = [[k] + [of.get(k, 0) for of in counts.values()] for k in kinds]
+  return tabulate.tabulate(lines, headers=["kind of prompt", *counts])
+
+
+def _files_table(report) -> str:
+  """Rows in and kept of each file; "" if there is one file."""
+  lines = [[name, *of.values()] for name, of in report.get("files", {}).items()]
+  headers = ["file", "rows in", *report["rows_out"]]
+  return tabulate.tabulate(lines, headers=headers) if lines else ""
 
 
 def _used_settings(kind: str, settings: cleaning.Settings) -> dict[str, Any]:
@@ -234,7 +298,7 @@ def _by_file(files: dict[str, int], rows, root: str):
   return found
 
 
-def _windows(rows, window: int, report) -> dict[str, np.ndarray | list]:
+def _windows(rows, window: int, report) -> dict[str, np.ndarray]:
   """Cuts each split's texts, one after the other, into windows [N, window].
 
   A text ends in the end token and may go on in the next window. What is too
@@ -243,16 +307,15 @@ def _windows(rows, window: int, report) -> dict[str, np.ndarray | list]:
   if window < 2:
     raise DataError(f"{window=} is too short; a window predicts its next token")
   report |= {"windows": {}, "tokens_left": {}}
-  examples = {}
+  packed = {}
   for split in splits.SPLITS:
     texts = [row.tokens[0] for row in rows[split]]
     stream = np.concatenate(texts) if texts else np.zeros(0, np.int32)
     num_windows = len(stream) // window
     report["windows"][split] = num_windows
     report["tokens_left"][split] = len(stream) - num_windows * window
-    packed = stream[: num_windows * window].reshape(num_windows, window)
-    examples[split] = [{"tokens": tokens} for tokens in packed]
-  return examples
+    packed[split] = stream[: num_windows * window].reshape(-1, window)
+  return packed
 
 
 def _nothing_left(kind: str, source: str, report: dict[str, Any]) -> str:

@@ -46,7 +46,7 @@ import json
 import math
 import os
 import re
-from typing import Any, Callable, Iterator
+from typing import Any, BinaryIO, Callable, Iterator
 import zlib
 
 from rlhf_jax.data import few_shot
@@ -81,6 +81,8 @@ _ALIASES = {"labeler_id": ("labeler",), "category": ("scenario", "domain")}
 
 _WEIGHTED = re.compile(r"(?P<path>.*\S)\s*=(?P<weight>[^=/]*)")
 _EXTENSION = re.compile(r"\.[A-Za-z]")
+# Of one line of a file, its end counted; no more is read at a time.
+MAX_LINE_BYTES = 8 * 2**20
 
 Record = dict[str, Any]
 
@@ -272,33 +274,45 @@ def _read_jsonl(paths):
         continue
       is_empty = False
       origin = f"{path}:{number}"
-      try:
-        row = json.loads(line.decode("utf-8"))
-      except UnicodeDecodeError as error:
-        raise DataError(
-            f"{origin}: byte {error.start + 1} of the line is not UTF-8;"
-            " convert the file, e.g. with iconv -t utf-8"
-        ) from None
-      except json.JSONDecodeError as error:
-        raise DataError(
-            f"{origin}: not JSON ({error.msg} at column {error.colno}):"
-            f" {short(line.decode('utf-8'))}; write one JSON object a line"
-        ) from None
-      except (ValueError, RecursionError) as error:
-        raise DataError(
-            f"{origin}: cannot be read as JSON ({short(str(error))}); write"
-            " numbers of a few digits, and no lists of lists of lists"
-        ) from None
-      yield row, origin
+      yield _parsed(line, origin), origin
     if is_empty:
       raise DataError(f"{path}: the file is empty; expected JSON lines")
+
+
+def _parsed(line: bytes, origin: str) -> Any:
+  """The JSON value that a line holds."""
+  try:
+    text = line.decode("utf-8")
+  except UnicodeDecodeError as error:
+    raise DataError(
+        f"{origin}: byte {error.start + 1} of the line is not UTF-8;"
+        " convert the file, e.g. with iconv -t utf-8"
+    ) from None
+  if "\0" in text:
+    raise DataError(
+        f"{origin}: byte {line.index(0) + 1} of the line is null; the file is"
+        " damaged or not UTF-8: copy it again, or convert it with iconv"
+    )
+  try:
+    return json.loads(text)
+  except json.JSONDecodeError as error:
+    reason = f"{error.msg} at column {error.colno}"
+  except RecursionError:
+    reason = "too many brackets within each other"
+  except ValueError:  # What else it cannot read.
+    reason = "a number with thousands of digits"
+  raise DataError(
+      f"{origin}: not JSON ({reason}): {short(text)}; write one JSON object a"
+      " line"
+  )
 
 
 def json_lines(path: str) -> Iterator[tuple[Any, str]]:
   """(value, "PATH:LINE") of each line of a file, `.gz` or not; blank ones not.
 
   Raises:
-    DataError: the file cannot be read, or a line is not JSON in UTF-8.
+    DataError: the file cannot be read, or a line is longer than
+      `MAX_LINE_BYTES` or not JSON in UTF-8.
   """
   return _read_jsonl([path])
 
@@ -309,7 +323,10 @@ def _lines(path: str) -> Iterator[tuple[int, bytes]]:
   opener = gzip.open if path.endswith(".gz") else open
   try:
     with opener(path, "rb") as f:
-      for number, line in enumerate(f, start=1):
+      while line := f.readline(MAX_LINE_BYTES + 1):
+        number += 1
+        if len(line) > MAX_LINE_BYTES:
+          raise DataError(_too_long(path, number, line, f))
         yield number, line
   except (EOFError, zlib.error, gzip.BadGzipFile) as error:
     raise DataError(
@@ -318,6 +335,18 @@ def _lines(path: str) -> Iterator[tuple[int, bytes]]:
     ) from None
   except OSError as error:
     raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _too_long(path: str, number: int, line: bytes, f: BinaryIO) -> str:
+  """The message for a line that starts with `line` and goes on in `f`."""
+  size = len(line)
+  while not line.endswith(b"\n") and (line := f.readline(MAX_LINE_BYTES)):
+    size += len(line)
+  return (
+      f"{path}:{number}: the line has {size} bytes, more than the"
+      f" {MAX_LINE_BYTES} that a row may have; split its text into several"
+      " rows"
+  )
 
 
 def _read_tfds(name_and_split: str, root: str):

@@ -3,11 +3,14 @@
 import dataclasses
 import itertools
 import random
+import time
 
 import numpy as np
 import pytest
 
+from rlhf_jax.data import account
 from rlhf_jax.data import cleaning
+from rlhf_jax.data import personal
 
 SETTINGS = cleaning.Settings(
     window=8,
@@ -49,9 +52,9 @@ def _dropped(report):
   return {rule: entry["count"] for rule, entry in report["dropped"].items()}
 
 
-def _many(kind, n=300):
+def _many(kind, n=300, seed=0):
   """Rows that give every rule something to do."""
-  rng = random.Random(0)
+  rng = random.Random(seed)
   rows = []
   for _ in range(n):
     prompt = f"{rng.randrange(60):02d} asks for " + "x" * rng.randrange(30)
@@ -67,6 +70,10 @@ def _many(kind, n=300):
       row |= {"responses": answers, "ranks": ranks}
     if kind == "pretrain":
       row = {"text": prompt}
+    elif rng.random() < 0.7:
+      row["category"] = rng.choice(["chat", "rewrite"])
+    if rng.random() < 0.8:
+      row["source"] = rng.choice("st")
     rows.append(row)
   return rows
 
@@ -74,18 +81,36 @@ def _many(kind, n=300):
 KINDS = ("pretrain", "demonstrations", "comparisons", "prompts")
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_result_does_not_depend_on_the_order_of_rows(kind):
-  rows = _many(kind)
-  want = _records(_clean(kind, rows)[0])
-  random.Random(1).shuffle(rows)
-  assert _records(_clean(kind, rows)[0]) == want
+SEEDS = (0, 1, 2)
 
 
+def _without_origins(report):
+  for entry in report["dropped"].values():
+    for example in entry["examples"]:
+      del example["origin"]
+  return report
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_cleaning_twice_changes_nothing(kind):
-  once = _records(_clean(kind, _many(kind))[0])
-  again, report = _clean(kind, _all(once))
+def test_nothing_depends_on_the_order_of_rows(kind, seed, monkeypatch):
+  monkeypatch.setattr(account, "_NUM_LANGUAGE_ROWS", 20)
+  rows = _many(kind, seed=seed)
+  by_split, want = _clean(kind, rows)
+  random.Random(seed).shuffle(rows)
+  again, report = _clean(kind, rows)
+  assert _records(again) == _records(by_split)
+  assert _without_origins(report) == _without_origins(want)
+  assert list(report["dropped"]) == list(want["dropped"])
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_cleaning_twice_changes_nothing(kind, seed):
+  once = _records(_clean(kind, _many(kind, seed=seed))[0])
+  rows = _all(once)
+  random.Random(seed).shuffle(rows)
+  again, report = _clean(kind, rows)
   assert _records(again) == once
   assert not report["dropped"]
 
@@ -112,10 +137,12 @@ def test_no_user_and_no_prompt_is_in_two_splits(kind):
       assert not a & b
 
 
+@pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_splits_stay_when_rows_are_added(kind):
-  rows = _many(kind)
+def test_splits_stay_when_rows_are_added(kind, seed):
+  rows = _many(kind, seed=seed)
   few = {repr(r.record): r.split for r in _all(_clean(kind, rows[:100])[0])}
+  random.Random(seed).shuffle(rows)
   more = {repr(r.record): r.split for r in _all(_clean(kind, rows)[0])}
   common = few.keys() & more.keys()
   assert len(common) > 5
@@ -189,10 +216,12 @@ def test_a_comparison_loses_long_responses_and_goes_with_too_few():
       ("s", ["a", long, "b"], [2, 1, 2]),
       ("t", ["a", "b"], [1, 1]),
   ]
-  rows = [{"prompt": p, "responses": r, "ranks": k} for p, r, k in rows]
+  rows = [{"prompt": p, "responses": r, "ranks": k,
+           "metadata": [{"of": text} for text in r]} for p, r, k in rows]
   by_split, report = _clean("comparisons", rows)
   (row,) = _all(by_split)
   assert row.record["responses"] == ["b", "a", "b"]
+  assert [of["of"] for of in row.record["metadata"]] == ["b", "a", "b"]
   assert row.record["ranks"] == [2, 1, 2]
   assert [t.tolist() for t in row.tokens[1:]] == [
       [ord(r), Bytes.eos_id] for r in "bab"
@@ -216,8 +245,51 @@ HARMLESS = (
 
 
 def test_personal_data_is_found():
-  assert not [text for text in PRIVATE if not cleaning.personal_data(text)]
-  assert not [text for text in HARMLESS if cleaning.personal_data(text)]
+  assert not [text for text in PRIVATE if not personal.find(text)]
+  assert not [text for text in HARMLESS if personal.find(text)]
+
+
+def test_personal_data_is_redacted_whole():
+  for text in PRIVATE:
+    hidden = personal.redact(text)
+    assert personal.find(hidden) is None
+    assert f"[{personal.find(text)}]" in hidden
+    assert not any(c.isdigit() or c == "@" for c in hidden)
+  assert [personal.redact(text) for text in HARMLESS] == list(HARMLESS)
+  both = "a@b.org or 555-010-0199, 7 Old Mill Rd"
+  assert personal.redact(both) == (
+      "[e-mail address] or [phone number], [street address]"
+  )
+
+
+@pytest.mark.parametrize("part", ["a", "a.b", "a@", "5", "555-", "+1 22 ",
+                                  "1 Abc ", "4111 "])
+def test_long_texts_without_an_end_are_searched_in_linear_time(part):
+  seconds = {}
+  for length in (10**4, 10**5):
+    text = part * (length // len(part))
+    start = time.process_time()
+    personal.find(text)
+    seconds[length] = time.process_time() - start
+  assert seconds[10**5] < 40 * seconds[10**4] + 0.1
+
+
+def test_examples_show_no_personal_data():
+  rows = [
+      {"prompt": f"{n} " + "word " * 30 + "a@b.org", "response": "r"}
+      for n in range(20)
+  ]
+  rows += [{"prompt": f"{n} is", "response": "a@b.org"} for n in range(20)]
+  rows += [{"prompt": f"{n} is a@b.org", "response": "r"} for n in range(20)]
+  _, report = _clean("demonstrations", rows, max_prompt_tokens=400)
+  dropped = report["dropped"]["personal_data"]
+  assert dropped["count"] > 3 and len(dropped["examples"]) == 3
+  assert all("[e-mail address]" in e["text"] for e in dropped["examples"])
+  _, report = _clean("demonstrations", rows, test_fraction=0.99,
+                     max_prompt_tokens=1)
+  assert "b.org" not in str(report["dropped"])
+  assert all(len(e["text"]) <= 80 for entry in report["dropped"].values()
+             for e in entry["examples"])
 
 
 def test_personal_data_is_dropped_from_the_train_split_only():
@@ -248,11 +320,72 @@ def test_length_statistics():
   changes = {"validation_fraction": 0.0, "test_fraction": 0.0}
   by_split, report = _clean("prompts", rows, **changes)
   assert report["tokens"] == {
-      "train": {"prompt": {"mean": 4.0, "median": 2.5, "p75": 4.75, "max": 10}},
+      "train": {"prompt": {
+          "count": 4, "mean": 4.0, "std": 4.1, "min": 1, "p25": 1.75,
+          "p50": 2.5, "p75": 4.75, "max": 10}},
       "validation": {},
       "test": {},
   }
   assert by_split["train"][0].tokens[0].dtype == np.int32
+
+
+def test_lengths_of_each_category_and_source():
+  rows = [{"prompt": "p" * n, "response": "r" * (n // 2),
+           "category": "chat" if n < 4 else "rewrite",
+           "source": "people"} for n in (2, 4, 6)]
+  rows.append({"prompt": "q", "response": "r"})
+  _, report = _clean("demonstrations", rows)
+  means = lambda groups: {
+      name: {of: (n["count"], n["mean"]) for of, n in fields.items()}
+      for name, fields in groups.items()
+  }
+  assert means(report["tokens_by_category"]) == {
+      "rewrite": {"prompt": (2, 5.0), "response": (2, 3.5)},
+      "chat": {"prompt": (1, 2.0), "response": (1, 2.0)},
+      "none": {"prompt": (1, 1.0), "response": (1, 2.0)},
+  }
+  assert means(report["tokens_by_source"]) == {
+      "people": {"prompt": (3, 4.0), "response": (3, 3.0)},
+      "none": {"prompt": (1, 1.0), "response": (1, 2.0)},
+  }
+
+
+def test_rare_sources_are_counted_together():
+  rows = [{"prompt": f"{n}", "source": f"url{max(n, 9)}"} for n in range(90)]
+  _, report = _clean("prompts", rows)
+  by_source = report["tokens_by_source"]
+  assert len(by_source) == 51
+  assert next(iter(by_source)) == "url9"
+  assert by_source["url9"]["prompt"]["count"] == 10
+  assert by_source[account.OTHER_GROUPS]["prompt"]["count"] == 31
+  assert _clean("prompts", [{"prompt": "p"}])[1]["tokens_by_source"] == {}
+
+
+def test_prompts_of_a_user():
+  pair = {"responses": ["a", "b"], "ranks": [1, 2]}
+  rows = [pair | {"prompt": f"{n}", "user_id": f"u{n % 2}", "labeler_id": l}
+          for n in range(5) for l in "ab"]
+  rows.append(pair | {"prompt": "nobody's"})
+  changes = {"validation_fraction": 0.0, "test_fraction": 0.0}
+  _, report = _clean("comparisons", rows, **changes)
+  assert report["users"]["train"] == {"users": 2, "prompts_per_user": 2.5}
+  assert report["users"]["test"] == {"users": 0, "prompts_per_user": 0.0}
+
+
+def test_the_share_of_languages_in_what_comes_in():
+  english = "Write a short story about a fisherman and his daughter, please"
+  german = "Bitte schreibe eine kurze Geschichte über die Tochter des Fischers"
+  rows = [{"prompt": f"{english if n % 4 else german} {n}"} for n in range(80)]
+  _, report = _clean("prompts", rows)
+  assert report["rows_out"]["train"] == 0  # All are too long here.
+  assert report["languages"] == {
+      "sampled": 80, "shares": {"en": 0.75, "de": 0.25}}
+
+
+def test_a_bounded_number_of_texts_is_asked_for_its_language(monkeypatch):
+  monkeypatch.setattr(account, "_NUM_LANGUAGE_ROWS", 7)
+  _, report = _clean("pretrain", _many("pretrain"))
+  assert report["languages"]["sampled"] == 7
 
 
 def test_what_tokenises_to_nothing_is_dropped():

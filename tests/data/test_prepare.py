@@ -1,6 +1,7 @@
 """Prepared once, read back as it was, refused when asked for otherwise."""
 
 import dataclasses
+import gzip
 import json
 import os
 import subprocess
@@ -8,10 +9,14 @@ import sys
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
+from tensorflow_datasets.proto import tf_example_pb2
 
+from rlhf_jax.data import builders
 from rlhf_jax.data import cleaning
 from rlhf_jax.data import prepare as prepare_lib
 from rlhf_jax.data import records
+from rlhf_jax.data import rows as rows_lib
 from rlhf_jax.data import splits
 from rlhf_jax.data import tokenizer as tokenizer_lib
 from rlhf_jax.data.records import DataError
@@ -88,7 +93,7 @@ def test_rows_come_back_as_they_were_cleaned(kind, tmp_path, tokenizer):
     for got, array in zip(tokens, cleaned.tokens, strict=True):
       assert got.dtype == np.int32
       np.testing.assert_array_equal(got, array)
-    for text, array in zip(cleaning._responses(cleaned.record), responses):
+    for text, array in zip(rows_lib.responses(cleaned.record), responses):
       assert array[-1] == tokenizer.eos_id
       assert tokenizer.decode(array) == " " + text
     assert tokenizer.decode(tokens[0]) == row["prompt"]
@@ -150,6 +155,64 @@ def test_nothing_left_says_what_took_it(tmp_path, tokenizer):
   assert not (tmp_path / "pretrain" / "report.json").exists()
 
 
+_GOOD = b"".join(b'{"prompt": "number %d"}\n' % n for n in range(50))
+_BAD_FILES = {
+    "long": (_GOOD + b'{"prompt": "' + b"x" * 10**7 + b'"}\n',
+             "f.jsonl:51: the line has 10000015 bytes"),
+    "utf8": (_GOOD + b'{"prompt": "\xff"}\n' + _GOOD,
+             "f.jsonl:51: byte 13 of the line is not UTF-8"),
+    "null": (_GOOD + b"\0" * 512, "f.jsonl:51: byte 1 of the line is null"),
+    "cut": (gzip.compress(_GOOD)[:-20], r"f.jsonl.gz:\d+: broken gzip file"),
+}
+
+
+@pytest.mark.parametrize("name", _BAD_FILES)
+def test_a_refused_file_leaves_nothing_and_can_be_mended(
+    name, tmp_path, tokenizer
+):
+  content, message = _BAD_FILES[name]
+  is_zipped = content[:2] == b"\x1f\x8b"
+  path = tmp_path / ("f.jsonl.gz" if is_zipped else "f.jsonl")
+
+  def prepared(content, out_dir):
+    path.write_bytes(content)
+    rows = records.read(f"jsonl:{path}", "prompts")
+    return _prepare("prompts", out_dir, tokenizer, rows=rows)
+
+  with pytest.raises(DataError, match=message):
+    prepared(content, tmp_path / "data")
+  assert not (tmp_path / "data" / "prompts").exists()
+  with pytest.raises(DataError, match="no prepared prompts"):
+    prepare_lib.open_split(str(tmp_path / "data"), "prompts", "train")
+  good = gzip.compress(_GOOD) if is_zipped else _GOOD
+  report = prepared(good, tmp_path / "data")
+  assert report == prepared(good, tmp_path / "fresh")
+  for mended, fresh in zip(_read_all(tmp_path / "data", "prompts"),
+                           _read_all(tmp_path / "fresh", "prompts"),
+                           strict=True):
+    assert mended["prompt"] == fresh["prompt"]
+
+
+def test_null_characters_that_a_model_wrote_are_kept(tmp_path, tokenizer):
+  row = {"prompt": "p\0", "responses": ["a\0", "\0"], "ranks": [1, 2]}
+  changes = {"validation_fraction": 0.0, "test_fraction": 0.0}
+  _prepare("comparisons", tmp_path, tokenizer, rows=[(row, "f:1")], **changes)
+  (read,) = _read_all(tmp_path, "comparisons")
+  assert (read["prompt"], read["responses"]) == ("p\0", ["a\0", "\0"])
+
+
+@pytest.mark.parametrize("kind", records.KINDS)
+def test_rows_are_stored_as_tfds_would_store_them(kind, tokenizer):
+  row = _cleaned(kind, tokenizer)["train"][0]
+  if kind == "pretrain":
+    row = row.tokens[0]
+  features = tfds.features.FeaturesDict(builders._features(kind, row))
+  stored = builders.example(kind, row)
+  parse = tf_example_pb2.Example.FromString
+  want = parse(features.serialize_example(features.encode_example(stored)))
+  assert parse(builders.serialized(stored)) == want
+
+
 def test_a_file_with_only_ties_is_an_error(tmp_path, tokenizer):
   tied = {"prompt": "p", "responses": ["a", "b"], "ranks": [1, 1]}
   fine = tied | {"ranks": [1, 2]}
@@ -166,10 +229,25 @@ def test_the_report_is_kept_and_printed(tmp_path, tokenizer):
   text = (tmp_path / "comparisons" / "report.json").read_text()
   assert json.loads(text) == report
   printed = prepare_lib.format_report(report)
-  for part in ("all_tied", "comparisons.jsonl:5", "prompt p75", "generation"):
+  example = report["dropped"]["all_tied"]["examples"][0]["text"]
+  example = " ".join(example.split())[:30]
+  for part in ("all_tied", " comparisons.jsonl:5", example, "p75",
+               "prompt, train", "generation", "English "):
     assert part in printed
+  assert max(len(line) for line in printed.splitlines()) <= 110
   report = _prepare("pretrain", tmp_path, tokenizer)
   assert "windows" in prepare_lib.format_report(report)
+
+
+def test_printed_sources_and_examples_are_cut(tmp_path, tokenizer):
+  rows = [({"prompt": f"{n % 50} " + "a\nb " * 20, "response": "r",
+            "user_id": f"u{n}", "source": f"source {n}" + "x" * 99},
+           f"/somewhere/{'y' * 99}.jsonl:{n}") for n in range(60)]
+  report = _prepare("demonstrations", tmp_path, tokenizer, rows=rows)
+  printed = prepare_lib.format_report(report)
+  assert "... and 30 more in the report" in printed
+  assert "prompts per user" in printed and "/somewhere" not in printed
+  assert max(len(line) for line in printed.splitlines()) <= 110
 
 
 def test_tensorflow_is_never_imported(tmp_path):
