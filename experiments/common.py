@@ -448,3 +448,50 @@ def set_rounds(config: ConfigDict, size: str, num_rounds: int) -> None:
     policies += (ppo_stage,)
   config.evaluate = evaluate(size) | dict(
       policies=policies, reward_model=rm_stage, collected=collected)
+
+
+def set_hh(config: ConfigDict, size: str) -> None:
+  """Data of the hh experiments, and models of 1.1 M parameters at mini."""
+  comparisons = "jsonl:comparisons/hh_*.jsonl.gz"
+  config.data.update(
+      root="",  # --config.data.root=DATA
+      pretrain="jsonl:pretrain/*.jsonl.gz",
+      # the preferred reply to a harmful request is only the less bad of two
+      # and no demonstration
+      demonstrations=(
+          "jsonl:demonstrations/oasst_sample.jsonl.gz,"
+          "demonstrations/dolly_small.jsonl.gz,"
+          "demonstrations/self_instruct_seed.jsonl.gz,"
+          "comparisons/hh_helpful_*.jsonl.gz"),
+      prompts=comparisons,
+      comparisons=comparisons,
+      prompt_suffix="",  # dialogues end in "Assistant:"
+      response_prefix=" ",
+      max_prompt_tokens=320,
+      max_response_tokens=160,
+      dedup_prefix_tokens=0,  # only prompts equal in full
+      validation_fraction=0.25,  # enough pairs to tell 54 % from chance
+      test_fraction=0.10,
+  )
+  if size == MINI:
+    for name in ("model", "rm_model"):
+      # two heads: each writes 512 x 512 scores a row, slow on CPU
+      config[name].update(vocab_size=2040, vocab_multiple=8,
+                          context_length=512, num_heads=2)
+
+
+def hh_pretrain(size: str) -> dict:
+  """6.6 M tokens at mini."""
+  smaller = dict(pretrain_batch_size=8, num_steps=1_600)
+  return pretrain(size) | (smaller if size == MINI else {})
+
+
+def hh_sft(size: str) -> dict:
+  """Rows of 512 tokens hold one demonstration to ten."""
+  smaller = dict(batch_size=8, pretrain_batch_size=4, num_steps=300)
+  return sft(size) | (smaller if size == MINI else {})
+
+
+def hh_rm(size: str) -> dict:
+  """Two replies a prompt; at mini in blocks of some five texts."""
+  return rm(size) | dict(max_responses=2, block_rows=2 if size == MINI else 1)

@@ -41,7 +41,7 @@ class ValidityTest(parameterized.TestCase):
     experiment = importlib.import_module(f"experiments.{name}")
     config_lib.validate(experiment.get_config(), device_count)
 
-  @parameterized.product(name=(*EXPERIMENTS, "hh"), size=tuple(TABLE))
+  @parameterized.product(name=(*EXPERIMENTS, "hh", "hh_rm"), size=tuple(TABLE))
   def test_paper_sizes(self, name, size):
     config = importlib.import_module(f"experiments.{name}").get_config(size)
     config_lib.validate(config, 8, check_inputs=False)
