@@ -2,8 +2,8 @@
 
   python -m rlhf_jax.main --config=experiments/rm_pairs.py --workdir=runs/pairs
 
-What K-wise batches are for: compare `validation_accuracy_by_epoch` in the two
-runs' rm/done.json.
+What K-wise batches are for: compare `validation_by_epoch` in the two runs'
+rm/done.json, or run `labeling.py`, which has both.
 """
 
 from experiments import common

@@ -81,12 +81,12 @@ def folds(done: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def reward_models(done: Mapping[str, Any]) -> list[dict[str, Any]]:
-  """A line a reward model: what it learnt from, and its accuracy on
-  validation comparisons after each epoch and by group at the end."""
+  """A line a reward model: what it learnt from, its accuracy and loss on
+  validation comparisons after each epoch, its accuracy by group at the end."""
   return [
       {"reward_model": stage,
        "comparisons": content["figures"]["prompts"],
-       "by_epoch": content["figures"]["validation_accuracy_by_epoch"],
+       "by_epoch": content["figures"]["validation_by_epoch"],
        "by_group": content["figures"]["validation_accuracy_by_group"]}
       for stage, content in done.items()
       if config_lib.name_of(stage) in config_lib.REWARD_MODELS
@@ -155,13 +155,14 @@ def format_summary(run: Run, summary: dict[str, Any]) -> str:
 
 
 def format_reward_models(compared: Sequence[Mapping[str, Any]]) -> str:
-  """Accuracy on validation comparisons, one line a reward model."""
+  """Accuracy and loss on validation comparisons, one line a reward model."""
   rows = []
   for model in compared:
     row = {"reward model": model["reward_model"],
            "comparisons": model["comparisons"]}
     for epoch, found in enumerate(model["by_epoch"], start=1):
-      row[f"epoch {epoch}"] = interval(found, percent=True)
+      row[f"epoch {epoch}"] = (
+          f"{interval(found, percent=True)}, {found['loss']:.3f}")
     for group, found in model["by_group"].items():
       if group != "all":
         row[group.replace("_", " ")] = interval(found, percent=True)

@@ -213,13 +213,14 @@ class Measure:
         row["step"]: {
             "mean": row["validation/rm/accuracy"],
             "low": row["validation/rm/accuracy_low"],
-            "high": row["validation/rm/accuracy_high"]}
+            "high": row["validation/rm/accuracy_high"],
+            "loss": row["validation/rm/loss"]}
         for row in metrics.read(self._run.workdir, self._stage)
         if "validation/rm/accuracy" in row}
     figures = figures | {
         "validation_accuracy": validation["accuracy"]["all"]["mean"],
         "calibration_error": validation["calibration"]["expected_error"],
-        "validation_accuracy_by_epoch": [measured[end] for end in epoch_ends],
+        "validation_by_epoch": [measured[end] for end in epoch_ends],
         "validation_accuracy_by_group": validation["accuracy"],
     }
     if self._fold:

@@ -40,11 +40,12 @@ def test_every_epoch_is_measured_at_its_end(base, run):
   figures = base.json("rm/done.json")["figures"]
   found = [row["validation/rm/accuracy"] for row in rows]
   assert [
-      of["mean"] for of in figures["validation_accuracy_by_epoch"]] == found
+      of["mean"] for of in figures["validation_by_epoch"]] == found
   assert figures["validation_accuracy"] == found[-1]
-  last, whole = (figures["validation_accuracy_by_epoch"][-1],
-                 figures["validation_accuracy_by_group"]["all"])
-  assert last == {name: whole[name] for name in last}
+  whole = figures["validation_accuracy_by_group"]["all"]
+  assert figures["validation_by_epoch"][-1] == {
+      name: whole[name] for name in ("mean", "low", "high")
+  } | {"loss": rows[-1]["validation/rm/loss"]}
   pairs = base.json("rm/report.json")["validation"]["pairs"]
   for row in rows:
     assert 0 < row["validation/rm/loss"] < 2
@@ -85,7 +86,7 @@ def test_pairs_are_trained_on_one_by_one(base, run, tmp_path):
   seen = sum(row["train/rm/pairs"] for row in steps)
   largest = max(row["train/rm/pairs"] for row in steps)
   assert number - largest < seen <= number  # what fills no batch is left
-  assert len(figures["validation_accuracy_by_epoch"]) == 1
+  assert len(figures["validation_by_epoch"]) == 1
   with pytest.raises(
       pipeline.WorkdirError, match="rm.batching: 'pairs' -> 'kwise'"):
     alone(tmp_path, num_epochs=1)
