@@ -76,6 +76,12 @@ def reward_model_size(size: str) -> str:
   return size if size == MINI else "6b"
 
 
+# Stages that another run may lend; `rm_sft` is an sft of the reward model's
+# size, where it is not the policy's.
+STAGES = ("pretrain", "sft", "sft_select", "collect", "rm", "judge", "rl_init",
+          "ppo", "rm_sft")
+
+
 def base(name: str, size: str, stages: tuple[str, ...]) -> ConfigDict:
   """What every run has: stages, models, mesh, where the data comes from."""
   return ConfigDict(dict(
@@ -83,7 +89,7 @@ def base(name: str, size: str, stages: tuple[str, ...]) -> ConfigDict:
       seed=0,
       stages=stages,
       # stage -> folder of another run's stage to use in its place ("": none)
-      inputs={stage: "" for stage in (*stages, "rm_sft")},
+      inputs={stage: "" for stage in (*STAGES, *stages)},
       model=model(size),
       rm_model=model(reward_model_size(size)),  # reward model and critic
       mesh=mesh(),

@@ -4,7 +4,7 @@ Separate items make "load only the policy's parameters" an ordinary restore.
 Arrays are restored straight into the shards that their abstract twins name.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 import json
 from typing import Any
 
@@ -58,6 +58,11 @@ class Checkpoints:
   def steps(self) -> list[int]:
     """All steps that are kept, in order."""
     return sorted(self._manager.all_steps())
+
+  def finished_steps(self) -> list[int]:
+    """All steps that are kept, once what is being saved is there."""
+    self._manager.wait_until_finished()
+    return self.steps
 
   def keep_only(self, steps: Collection[int]) -> None:
     """Deletes all others, once what is being saved is there."""
@@ -131,10 +136,20 @@ def read_done(directory: epath.PathLike) -> dict[str, Any] | None:
 
 def write_json(path: epath.PathLike, content: Any) -> None:
   """Writes a file whole or not at all; only process 0 writes."""
+  write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_lines(path: epath.PathLike, rows: Iterable[Any]) -> None:
+  """The same as JSON lines."""
+  write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_text(path: epath.PathLike, text: str) -> None:
+  """Writes a file whole or not at all; only process 0 writes."""
   if jax.process_index() != 0:
     return
   path = epath.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   partial = path.with_name(path.name + ".partial")
-  partial.write_text(json.dumps(content, indent=2) + "\n")
+  partial.write_text(text)
   partial.replace(path)

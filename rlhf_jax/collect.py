@@ -28,6 +28,7 @@ import jax
 from rlhf_jax import (
     checkpoint, datasets, handoff, labelers, metrics, sampler, sharding,
 )
+from rlhf_jax.config import EXPORT, RANKED, SMALLWORLD, asks_people
 from rlhf_jax.data import records
 from rlhf_jax.data.splits import unit_hash
 from rlhf_jax.evals import agreement, collected
@@ -36,7 +37,6 @@ from rlhf_jax.run import Run
 
 # Noise of a response: prompt number x this + response number.
 _ROWS_PER_PROMPT = 16
-EXPORT, SMALLWORLD = "export", "smallworld"  # as config.collect.labeler
 
 Answer = dict[str, Any]  # a line of responses.jsonl
 
@@ -89,7 +89,7 @@ def run_stage(run: Run, stage: str) -> dict[str, Any]:
   with sharding.use(run.mesh, run.axis_rules):
     panel = make_panel(run, stage, tasks, answers)
     rows = rank(stage, panel, tasks, answers)
-  write_lines(directory / "comparisons.jsonl", rows)
+  checkpoint.write_lines(directory / "comparisons.jsonl", rows)
   report = make_report(rows, panel)
   checkpoint.write_json(directory / "report.json", report)
   if jax.process_index() == 0:
@@ -156,10 +156,7 @@ def keep_whole_groups(path: epath.Path, groups: Sequence[Sequence[Task]]
   ends = list(itertools.accumulate(map(len, groups)))
   done = sum(end <= len(lines) for end in ends)
   kept = lines[:ends[done - 1]] if done else []
-  if jax.process_index() == 0:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text("".join(kept))
-    partial.replace(path)
+  checkpoint.write_text(path, "".join(kept))
   return done
 
 
@@ -248,11 +245,6 @@ def make_panel(run: Run, stage: str, tasks: Sequence[Task],
   return Panel(lambda task: (labeler,), {labeler.labeler_id: TRAIN})
 
 
-def asks_people(labeler: str) -> bool:
-  """Whether people rank, by config.collect.labeler."""
-  return labeler == EXPORT or labeler.startswith("jsonl:")
-
-
 def smallworld_panel(run: Run) -> Panel:
   groups = dict(zip((TRAIN, HELDOUT), labelers.of_run(run)))
 
@@ -276,7 +268,7 @@ def people(run: Run, stage: str, tasks, answers) -> Panel:
   asked = handoff.make_tasks(stage, tasks, answers)
   path = run.workdir / stage / "tasks.jsonl"
   if not path.exists():
-    write_lines(path, asked)
+    checkpoint.write_lines(path, asked)
   if settings.labeler == EXPORT:
     raise handoff.WaitingForPeople(
         f"{stage}: {len(asked)} tasks are written to {path}. Fill in the "
@@ -285,7 +277,7 @@ def people(run: Run, stage: str, tasks, answers) -> Panel:
         f"--config.{stage}.roster=LABELERS_FILE")
   group_of = handoff.read_roster(settings.roster)
   returned = handoff.read_ranked(
-      settings.labeler.removeprefix("jsonl:"), asked, group_of)
+      settings.labeler.removeprefix(RANKED), asked, group_of)
   return Panel(
       lambda task: [
           returned[handoff.task_id(stage, task.number, slot)]
@@ -344,11 +336,3 @@ def append_lines(path: epath.Path, rows: Sequence[Mapping[str, Any]]) -> None:
   if jax.process_index() == 0:
     with path.open("a") as f:
       f.write("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def write_lines(path: epath.Path, rows: Sequence[Mapping[str, Any]]) -> None:
-  """Writes JSON lines whole or not at all; only process 0 writes."""
-  if jax.process_index() == 0:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    partial.replace(path)

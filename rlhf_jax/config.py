@@ -24,7 +24,7 @@ STAGES = {
     "rm": "rm", "judge": "rm", "sft_select": "select", "ppo": "ppo",
     "evaluate": "evaluate",
 }
-READS = {  # the sources of each (as in datasets.py)
+READS = {  # the sources of each; those of "collect" when a stage needs them
     "pretrain": "pretrain", "sft": "pretrain demonstrations",
     "rl_init": "pretrain demonstrations", "collect": "prompts",
     "rm": "demonstrations comparisons", "judge": "demonstrations comparisons",
@@ -36,7 +36,7 @@ READS = {  # the sources of each (as in datasets.py)
 POLICIES = ("pretrain", "sft", "sft_select", "rl_init", "ppo")
 REWARD_MODELS = ("rm", "judge")  # leave a `config.rm_model`
 LABELERS = "labelers"  # as evaluate.judge: no model
-SMALLWORLD, EXPORT = "smallworld", "export"  # as collect.labeler
+SMALLWORLD, EXPORT, RANKED = "smallworld", "export", "jsonl:"  # collect.labeler
 
 _TOP = ("name seed stages inputs model rm_model mesh axis_rules decode data "
         "smallworld labelers").split()
@@ -53,6 +53,8 @@ _CLAIMS = {
     "None (all) or >= 1": lambda x: x is None or x >= 1,
     "None or (index, count) with 0 <= index < count and 2 <= count":
         lambda x: x is None or _is_fold(x),
+    "((stage, weight), ...), each stage once, weights above 0, as "
+    "(('sft', 1.0), ('ppo', 2.0))": lambda x: _is_weighted(x),
 }
 _ONE_OF = {  # choices of the keys that are "one of" them
     "reward_unit": ("raw", "sd"),
@@ -111,7 +113,9 @@ KEYS = {
         ">= 0": "num_heldout_labels",
         ">= 2": "min_responses max_responses",
         "> 0": "temperature",
-        "anything": "policies labeler roster"},
+        "((stage, weight), ...), each stage once, weights above 0, as "
+        "(('sft', 1.0), ('ppo', 2.0))": "policies",
+        "anything": "labeler roster"},
     "select": {
         ">= 1": "num_prompts batch_size",
         ">= 0": "temperature",
@@ -153,6 +157,8 @@ KEYS = {
                     "collected"},
 }
 MAX_RESPONSES = 16
+# A checkpoint is selected among those of these settings.
+_SELECTS = ("every_eval_steps", "eval_batch_size", "max_eval_batches")
 # How often and in how many parts: a finished stage does not depend on it.
 _NOT_A_RESULT = frozenset(
     "every_log_steps every_eval_steps every_save_steps keep_checkpoints "
@@ -219,7 +225,12 @@ def stage_keys(config: ml_collections.ConfigDict, stage: str) -> Tree:
     names.append("labelers")
   data = {key: value for key, value in tree["data"].items()
           if key not in records.KINDS or key in used}
-  return _plain({**{name: tree[name] for name in names}, "data": data})
+  keys = _plain({**{name: tree[name] for name in names}, "data": data})
+  if kind_of(stage) in ("collect", "select", "ppo", "evaluate"):
+    keys["decode"] = {"dtype": tree["decode"]["dtype"]}
+  if kind_of(stage) == "lm" and tree[stage]["select"] != "last":
+    keys[stage] |= {name: tree[stage][name] for name in _SELECTS}
+  return keys
 
 
 def differing(old: Tree, new: Tree) -> list[str]:
@@ -273,6 +284,9 @@ def _stage_list_errors(tree: Tree) -> Iterator[str]:
     if kind_of(stage) is None:
       yield (f"config.stages has unknown {stage!r}; the stages are "
              f"{tuple(STAGES)}, a later round is as 'ppo@2'.")
+    elif kind_of(stage) == "evaluate" and stage != "evaluate":
+      yield (f"config.stages has {stage!r}; one 'evaluate' measures the "
+             "policies of all rounds, name them in config.evaluate.policies.")
     elif stage not in tree:
       yield (f"config.stages has {stage!r}, but config.{stage} is missing; "
              f"write config.{stage} in the experiment.")
@@ -348,8 +362,9 @@ def _readings(tree: Tree, stage: str) -> Iterator[tuple[str, str, tuple]]:
   if kind in ("lm", "rm", "ppo") and settings["init_from"]:
     yield name("init_from"), settings["init_from"], POLICIES
   if kind == "collect":
-    for policy, _ in settings["policies"]:
-      yield name("policies"), policy, POLICIES
+    if _is_weighted(settings["policies"]):  # else its range is wrong
+      for policy, _ in settings["policies"]:
+        yield name("policies"), policy, POLICIES
     if _is_reward_labeler(tree, stage):
       yield name("labeler"), settings["labeler"], REWARD_MODELS
   if "comparisons" in sources_of(tree, stage) and (
@@ -363,6 +378,9 @@ def _readings(tree: Tree, stage: str) -> Iterator[tuple[str, str, tuple]]:
   if kind == "evaluate":
     for policy in settings["policies"]:
       yield name("policies"), policy, POLICIES
+      if name_of(policy) == "ppo" and policy in tree["stages"]:
+        yield (f"config.{policy}.reward_model", tree[policy]["reward_model"],
+               REWARD_MODELS)
     yield name("reference"), settings["reference"], POLICIES
     if settings["judge"] != LABELERS:
       yield name("judge"), settings["judge"], REWARD_MODELS
@@ -535,6 +553,17 @@ def _lm_errors(tree: Tree, stage: str) -> Iterator[str]:
            "demonstrations, but the stage reads none (batch_size = "
            f"{settings['batch_size']}, pretrain_weight = "
            f"{settings['pretrain_weight']}); set num_steps.")
+  if settings["select"] != "last" and settings["every_eval_steps"] == 0:
+    yield (f"config.{stage}.select = {settings['select']!r} chooses among the "
+           f"evaluated checkpoints, but config.{stage}.every_eval_steps = 0 "
+           "evaluates none on the way; set it, or select the 'last'.")
+  main = max(_lm_streams(settings), key=lambda stream: (
+      settings["pretrain_weight"] if stream == "pretrain"
+      else 1 - settings["pretrain_weight"]))
+  if settings["select"] == "loss" and main not in settings["eval_streams"]:
+    yield (f"config.{stage}.select = 'loss' goes by the loss on {main}, which "
+           f"config.{stage}.eval_streams = {tuple(settings['eval_streams'])} "
+           "does not measure; add it, or select the 'last'.")
   if settings["select"] == "rm_score" and not any(
       kind_of(name) == "select" and tree[name]["candidates"] == stage
       for name in tree["stages"]):
@@ -553,14 +582,15 @@ def _collect_errors(tree: Tree, stage: str) -> Iterator[str]:
   if not low <= high <= MAX_RESPONSES:
     yield (f"config.{stage}.min_responses = {low} and max_responses = {high} "
            f"must rise and stay within {MAX_RESPONSES}; the paper has 4 and 9.")
-  policies = settings["policies"]
-  names = [name for name, _ in policies]
-  if not policies or len(set(names)) < len(names) or any(
-      weight <= 0 for _, weight in policies):
-    yield (f"config.{stage}.policies = {tuple(policies)} must name each policy "
-           "once, with a weight above 0, as (('sft', 1.0), ('ppo', 2.0)).")
-  if settings["labeler"].startswith("jsonl:"):
-    for key, path in (("labeler", settings["labeler"].removeprefix("jsonl:")),
+  for group in ("train", "heldout") if settings["labeler"] == SMALLWORLD else ():
+    asked = settings[f"num_{group}_labels"]
+    there = tree["labelers"][f"num_{group}"]
+    if asked > there:
+      yield (f"config.{stage}.num_{group}_labels = {asked} asks more labelers "
+             f"of a prompt than config.labelers.num_{group} = {there}; lower "
+             "it to that.")
+  if settings["labeler"].startswith(RANKED):
+    for key, path in (("labeler", settings["labeler"].removeprefix(RANKED)),
                       ("roster", settings["roster"])):
       if not os.path.isfile(path):
         yield (f"config.{stage}.{key}: no file at {path!r}; name the ranked "
@@ -569,10 +599,14 @@ def _collect_errors(tree: Tree, stage: str) -> Iterator[str]:
                "\"heldout\"}.")
 
 
+def asks_people(labeler: str) -> bool:
+  """Whether people rank, by config.collect.labeler."""
+  return labeler == EXPORT or labeler.startswith(RANKED)
+
+
 def _is_reward_labeler(tree: Tree, stage: str) -> bool:
   labeler = tree[stage]["labeler"]
-  return labeler not in (SMALLWORLD, EXPORT) and not (
-      labeler.startswith("jsonl:"))
+  return labeler != SMALLWORLD and not asks_people(labeler)
 
 
 def _select_errors(tree: Tree, stage: str) -> Iterator[str]:
@@ -594,11 +628,8 @@ def _rm_errors(tree: Tree, stage: str) -> Iterator[str]:
       yield (f"config.{stage}.max_responses = {settings['max_responses']} "
              f"cannot hold config.{name}.max_responses = "
              f"{tree[name]['max_responses']}; raise it to that.")
-  if collected and _is_fold(settings["fold"]) and (
-      settings["fold"][1] > tree["labelers"]["num_train"]):
-    yield (f"config.{stage}.fold = {tuple(settings['fold'])} makes more groups "
-           f"than config.labelers.num_train = {tree['labelers']['num_train']} "
-           "labelers; use as many at most.")
+  if tree["data"]["comparisons"] == "collect" and collected:
+    yield from _learning_errors(tree, stage, collected)
   length, pair = tree["rm_model"]["context_length"], _pair_length(tree)
   responses = 2 if settings["batching"] == "pairs" else (
       settings["max_responses"])
@@ -619,6 +650,29 @@ def _rm_errors(tree: Tree, stage: str) -> Iterator[str]:
             f"pretrain and sft chain; set config.{stage}.init_from='rm_sft' "
             "and config.inputs.rm_sft to the folder of an sft of that size.")
         break
+
+
+def _learning_errors(
+    tree: Tree, stage: str, collected: list[str]) -> Iterator[str]:
+  """What `collected` cannot give a reward model."""
+  settings = tree[stage]
+  labelers = [tree[name]["labeler"] for name in collected]
+  fold = settings["fold"] if _is_fold(settings["fold"]) else None
+  if fold and any(
+      _is_reward_labeler(tree, name) for name in collected):
+    yield (f"config.{stage}.fold = {tuple(fold)} deals labelers "
+           f"into groups, but {labelers} has a reward model, which is one; "
+           "set it to None.")
+  elif fold and set(labelers) == {SMALLWORLD} and (
+      fold[1] > tree["labelers"]["num_train"]):
+    yield (f"config.{stage}.fold = {tuple(fold)} makes more groups than "
+           f"config.labelers.num_train = {tree['labelers']['num_train']} "
+           "labelers; use as many at most.")
+  most = max(tree[name]["num_prompts"] for name in collected)
+  if settings["max_prompts"] and settings["max_prompts"] > most:
+    yield (f"config.{stage}.max_prompts = {settings['max_prompts']}, but at "
+           f"most {most} are compared (config.{collected[0]}.num_prompts); "
+           "lower it, or set it to None for all.")
 
 
 def _ppo_errors(tree: Tree, stage: str) -> Iterator[str]:
@@ -765,6 +819,16 @@ def _is_fold(value: Any) -> bool:
     return False
   index, count = value
   return 2 <= count and 0 <= index < count
+
+
+def _is_weighted(value: Any) -> bool:
+  """Whether it is ((stage, weight), ...), each stage once, weights above 0."""
+  if not isinstance(value, (tuple, list)) or not value or not all(
+      isinstance(pair, (tuple, list)) and len(pair) == 2
+      and isinstance(pair[0], str) and isinstance(pair[1], (int, float))
+      and pair[1] > 0 for pair in value):
+    return False
+  return len({name for name, _ in value}) == len(value)
 
 
 def _axes(axes: Any) -> tuple[str, ...]:

@@ -10,24 +10,9 @@ from jax.experimental import multihost_utils
 import ml_collections
 import tqdm
 
-
 from rlhf_jax.data import cleaning, prepare, records, tokenizer
 from rlhf_jax.data.records import DataError
 from rlhf_jax.data.smallworld import Smallworld
-
-# What a kind of stage reads. Comparisons are prepared when a stage needs
-# them, for a run may collect them itself.
-READS = {
-    "pretrain": ("pretrain",),
-    "sft": ("pretrain", "demonstrations"),
-    "rl_init": ("pretrain", "demonstrations"),
-    "collect": ("prompts",),
-    "rm": ("demonstrations", "comparisons"),
-    "judge": ("demonstrations", "comparisons"),
-    "sft_select": ("prompts",),
-    "ppo": ("prompts", "pretrain"),
-    "evaluate": ("prompts", "pretrain", "demonstrations", "comparisons"),
-}
 
 
 def make_world(config: ml_collections.ConfigDict) -> Smallworld | None:

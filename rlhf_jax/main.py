@@ -60,8 +60,11 @@ def parse_flags(argv):
 
 
 def quote_round(arg):
-  """--config.collect@2.labeler=... as the library spells such a key."""
-  return re.sub(r"^(--?config\.)(\w+@\w+)(?=[.=]|$)", r"\1['\2']", arg)
+  """--config.collect@2.labeler=... and --config.inputs.rm@2=... as the library
+  spells such keys: of the config itself with a dot, of a sub-tree without."""
+  arg = re.sub(r"^(--?config\.)(\w+@\w+)(?=[.=]|$)", r"\1['\2']", arg)
+  return re.sub(
+      r"^(--?config(?:\.\w+)+)\.(\w+@\w+)(?=[.=]|$)", r"\1['\2']", arg)
 
 
 def without_traceback(text):

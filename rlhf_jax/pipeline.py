@@ -113,7 +113,8 @@ def begun_with(path: epath.Path, config) -> dict[str, Any]:
   ranks are taken in, for a refused file may come back by another name."""
   settings, stage = json.loads(path.read_text()), path.parent.name
   if config_lib.name_of(stage) == "collect" and (
-      collect.asks_people(settings[stage]["labeler"])
+      config_lib.asks_people(settings[stage]["labeler"])
+      and config_lib.asks_people(config[stage]["labeler"])
       and not checkpoint.read_done(path.parent)):
     settings[stage] |= {
         name: config[stage][name] for name in ("labeler", "roster")}
@@ -121,10 +122,12 @@ def begun_with(path: epath.Path, config) -> dict[str, Any]:
 
 
 def check_inputs(run: Run) -> None:
-  """Stages taken from another run must have used the same tokenizer.
+  """Stages taken from another run must have used the same tokenizer, and SFT
+  whose checkpoints are candidates must have kept them.
 
   Raises:
-    WorkdirError: such a stage is unfinished, or had another vocabulary.
+    WorkdirError: such a stage is unfinished, had another vocabulary, or kept
+      no candidates.
   """
   for stage in given_inputs(run.config):
     done = checkpoint.read_done(run.stage_dir(stage))
@@ -137,6 +140,21 @@ def check_inputs(run: Run) -> None:
           f"config.inputs.{stage}={run.stage_dir(stage)} was made with "
           "another tokenizer; use the same config.data, or set "
           "--config.data.tokenizer to that run's data/tokenizer.json.")
+  for stage in unfinished(run):
+    if STAGES[config_lib.name_of(stage)] is select.run_stage:
+      check_candidates(run, run.config[stage].candidates)
+
+
+def check_candidates(run: Run, stage: str) -> None:
+  """Raises a WorkdirError if another run's `stage` kept no candidates."""
+  folder = given_inputs(run.config).get(stage)
+  path = epath.Path(folder or "") / "settings.json"
+  if folder and path.exists():
+    selected_by = json.loads(path.read_text())[path.parent.name]["select"]
+    if selected_by != "rm_score":
+      raise WorkdirError(
+          f"config.inputs.{stage}={folder} kept no candidates to select from: "
+          f"its select was {selected_by!r}, not 'rm_score'.")
 
 
 def check_results(run: Run) -> None:
@@ -190,7 +208,7 @@ def prepare_first_data(run: Run) -> None:
 
 
 def reads(stage: str) -> tuple[str, ...]:
-  return datasets.READS[config_lib.name_of(stage)]
+  return tuple(config_lib.READS[config_lib.name_of(stage)].split())
 
 
 def run_stage(run: Run, stage: str) -> None:

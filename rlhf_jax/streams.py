@@ -115,7 +115,8 @@ def training_comparisons(run: Run, stage: str) -> list[Any]:
   if fold:
     rows = [r for r in rows if r["labeler_id"] in fold.inside]
   if settings.half is not None:
-    rows = [r for r in rows if splits.half_of(r["prompt"]) == settings.half]
+    rows = [r for r in rows if splits.half_of(
+        r.get("few_shot_set") or r["prompt"]) == settings.half]
   if not rows:
     raise DataError(
         f"no training comparison falls into config.{stage}.half = "

@@ -81,26 +81,30 @@ def folds(done: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def reward_models(done: Mapping[str, Any]) -> list[dict[str, Any]]:
-  """A line a reward model: what it learnt from, its accuracy and loss on
-  validation comparisons after each epoch, its accuracy by group at the end."""
+  """A line a reward model: what it learnt from, its accuracy and loss on its
+  own rounds' validation comparisons after each epoch, its accuracy by group at
+  the end."""
   return [
       {"reward_model": stage,
-       "comparisons": content["figures"]["prompts"],
+       "comparisons": content["figures"]["comparisons"],
        "by_epoch": content["figures"]["validation_by_epoch"],
        "by_group": content["figures"]["validation_accuracy_by_group"]}
       for stage, content in done.items()
       if config_lib.name_of(stage) in config_lib.REWARD_MODELS
+      and "validation_by_epoch" in content["figures"]  # not in older runs
   ]
 
 
 def rounds(run: Run, done: Mapping[str, Any]) -> list[dict[str, Any]]:
   """A line for each PPO stage of the run that was evaluated, in their order:
-  its reward model's accuracy, its gold score and its win rate against SFT."""
+  its reward model's accuracy on the validation comparisons of all rounds, its
+  gold score and its win rate against SFT."""
   found = []
   for stage, content in done.items():
     if config_lib.name_of(stage) != "evaluate":
       continue
     figures = content["figures"]["eval"]
+    accuracy = content["figures"]["rm"]["accuracy_by_model"]
     for policy in run.config[stage].policies:
       if config_lib.name_of(policy) != "ppo" or policy not in done:
         continue
@@ -109,8 +113,8 @@ def rounds(run: Run, done: Mapping[str, Any]) -> list[dict[str, Any]]:
       found.append({
           "policy": policy,
           "reward_model": reward_model,
-          "comparisons": learnt["prompts"],
-          "validation_accuracy": learnt["validation_accuracy"],
+          "comparisons": learnt.get("comparisons"),
+          "reward_model_accuracy": accuracy[reward_model],
           "gold_score": figures.get("gold_score_intervals", {}).get(policy),
           "win_rate": figures["win_rate"].get(policy),
           "kl": figures["kl"][policy],
@@ -184,7 +188,7 @@ def format_rounds(by_round: Sequence[Mapping[str, Any]]) -> str:
       "round": number,
       "policy": row["policy"],
       "comparisons": row["comparisons"],
-      "rm accuracy": f"{row['validation_accuracy']:.3f}",
+      "rm accuracy": interval(row["reward_model_accuracy"], percent=True),
       "gold score": interval(row["gold_score"]) if row["gold_score"] else "-",
       "win rate": interval(row["win_rate"], percent=True),
       "KL": f"{row['kl']:.2f}",
@@ -215,4 +219,5 @@ def interval(value: dict[str, float], percent: bool = False) -> str:
   scale, unit = (100, " %") if percent else (1, "")
   digits = 1 if percent else 3
   half = (value["high"] - value["low"]) / 2
-  return f"{scale * value['mean']:.{digits}f} ± {scale * half:.{digits}f}{unit}"
+  mean, half = (f"{scale * x:.{digits}f}" for x in (value["mean"], half))
+  return f"{mean} ± {half}{unit}"

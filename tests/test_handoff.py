@@ -226,6 +226,15 @@ def test_an_exported_run_stops_before_the_next_stage(exported):
   assert left == {"settings.json", "responses.jsonl", "tasks.jsonl"}
 
 
+def test_nobody_else_ranks_what_people_were_given(exported):
+  """The same command without its flag would have simulated labelers do it."""
+  workdir, _ = exported
+  with pytest.raises(pipeline.WorkdirError,
+                     match="collect.labeler: 'export' -> 'smallworld'"):
+    tiny_run.run(tiny_run.only(("collect",)), workdir)
+  assert not (workdir / "collect" / "comparisons.jsonl").exists()
+
+
 def test_a_bad_file_is_not_half_taken_in(exported, tmp_path):
   workdir, rows = exported
   shutil.copytree(workdir, tmp_path, dirs_exist_ok=True)

@@ -91,8 +91,8 @@ def test_the_judge_is_the_other_half_of_the_comparisons(finished):
   total = json.loads(
       (workdir / "data" / "comparisons" / "report.json").read_text())
   train = total["rows_out"]["train"]
-  assert sum(figures["prompts"] for figures in done) == train
-  assert min(figures["prompts"] for figures in done) > 0
+  assert sum(figures["comparisons"] for figures in done) == train
+  assert min(figures["comparisons"] for figures in done) > 0
   assert 0.0 <= summary["eval"]["win_rate_vs_sft"]["mean"] <= 1.0
 
 

@@ -160,6 +160,7 @@ def test_a_key_that_the_experiment_made_up(refuses, tmp_path):
     ("collect@2.labeler=nobody", r"config.collect@2.labeler = 'nobody'"),
     ("rm@2.num_epochs=-1", r"config.rm@2.num_epochs = -1 must be >= 1"),
     ("rm@9.num_epochs=1", r"--config has no key 'rm@9'"),
+    ("inputs.rm@2=/nowhere", r"inputs.rm@2 = '/nowhere' has no done.json"),
     ("rm[.num_epochs=1", r"Could not parse 'rm\[.num_epochs'"),
 ])
 def test_a_later_rounds_settings(tmp_path, capsys, override, message):

@@ -64,7 +64,7 @@ def test_a_reward_model_learns_from_all_rounds_so_far(run):
         for name in names[1:])]
   each = 32 + 8 * 4
   assert rows_in == [each, 2 * each, 3 * each]
-  prompts = [run.json(f"{stage}/done.json")["figures"]["prompts"]
+  prompts = [run.json(f"{stage}/done.json")["figures"]["comparisons"]
              for stage in ("rm@2", "rm@3")]
   assert prompts[0] < prompts[1]
 
@@ -79,8 +79,12 @@ def test_the_summary_has_a_line_a_round(run):
     figures = summary["eval"]
     assert row["gold_score"]["mean"] == figures["gold_score"][row["policy"]]
     assert row["win_rate"] == figures["win_rate"][row["policy"]]
-    done = summary["stages"][row["reward_model"]]
-    assert row["validation_accuracy"] == done["validation_accuracy"]
+    assert row["comparisons"] == (
+        summary["stages"][row["reward_model"]]["comparisons"])
+  # all on the same comparisons, those of every round
+  accuracies = [row["reward_model_accuracy"] for row in summary["rounds"]]
+  assert len({found["pairs"] for found in accuracies}) == 1
+  assert accuracies[-1] == summary["rm"]["accuracy_intervals"]["all"]
   table = summaries.format_rounds(summary["rounds"])
   assert len(table.splitlines()) == 2 + 3
 

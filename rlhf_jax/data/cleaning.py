@@ -12,8 +12,8 @@ The rules, in order; each row is dropped by the first that applies:
   duplicate_row    every field equals another row's; a comparison needs a
                    labeler_id for it, since two people may well agree
   duplicate_prompt another prompt starts with the same `dedup_prefix_tokens`; of
-                   a few-shot set, another asks the same query, or the set is
-                   another user's
+                   a few-shot set, another asks the same query, or the set, or
+                   one with a query in common, is another user's
   over_user_cap    the user has `max_prompts_per_user` prompts already
 
 Of pretraining text only empty and equal rows are dropped.
@@ -216,7 +216,7 @@ def _deduplicate(kind, rows, prefix_tokens, account) -> list[Row]:
   """One row a prefix; of comparisons every row of one user's one prompt."""
   if kind == "pretrain":
     prefix_tokens = 0  # Stories may well begin alike.
-  kept, owners, users = [], {}, {}
+  kept, owners, users, overlapping = [], {}, {}, _overlapping_sets(rows)
   for row in rows:
     group, prefix = _likeness(row, prefix_tokens)
     user = row.record.get("user_id", "")
@@ -224,8 +224,11 @@ def _deduplicate(kind, rows, prefix_tokens, account) -> list[Row]:
     # Equal rows follow each other.
     if kept and kept[-1].content == row.content and not is_anonymous:
       account.drop("duplicate_row", row)
-    elif users.get(group, user) != user or prefix in owners and (
-        kind != "comparisons" or owners[prefix] != row.owner
+    elif (
+        users.get(group, user) != user
+        or (_home(row), group) in overlapping
+        or prefix in owners
+        and (kind != "comparisons" or owners[prefix] != row.owner)
     ):
       account.drop("duplicate_prompt", row)
     else:
@@ -233,6 +236,29 @@ def _deduplicate(kind, rows, prefix_tokens, account) -> list[Row]:
       owners[prefix] = row.owner
       kept.append(row)
   return kept
+
+
+def _overlapping_sets(rows: list[Row]) -> set[tuple[str, str]]:
+  """(home, few-shot set) of sets with a query that another home has as well.
+
+  Two sets with a query in common hold each other's responses and may fall into
+  different splits; of their homes the first by name keeps it.
+  """
+  few_shots = [row for row in rows if row.record.get("few_shot_set")]
+  homes = {}
+  for row in few_shots:
+    query = few_shot.question(row.record["prompt"])
+    homes[query] = min(homes.get(query, _home(row)), _home(row))
+  return {
+      (_home(row), row.record["few_shot_set"])
+      for row in few_shots
+      if homes[few_shot.question(row.record["prompt"])] != _home(row)
+  }
+
+
+def _home(row: Row) -> str:
+  """What the split of a few-shot prompt goes by."""
+  return row.record.get("user_id") or row.record.get("few_shot_set", "")
 
 
 def _likeness(row: Row, prefix_tokens: int) -> tuple[Any, Any]:

@@ -103,6 +103,15 @@ def last_query(prompt: str) -> str | None:
   return query if found else None
 
 
+def question(prompt: str) -> tuple[str, str]:
+  """(instruction, query) that a prompt in the layout asks; ("", prompt) for any
+  other prompt."""
+  query = last_query(prompt)
+  if query is None:
+    return "", prompt
+  return prompt.partition(_QUERY)[0], query
+
+
 def _is_set(row: Any, kind: str) -> bool:
   """Whether a row is a set; one with a prompt has been expanded already."""
   if not isinstance(row, dict) or kind == "pretrain" or "prompt" in row:

@@ -107,7 +107,8 @@ def open_split(out_dir: str, kind: str, split: str) -> builders.Split:
   Rows are dicts: `tokens` for pretraining; for the others the text fields (""
   where absent), `prompt_tokens`, and `response_tokens` (of comparisons a list
   with the tokens of each response, besides `responses`, `ranks`, `metadata`);
-  of demonstrations also the `file`. Tokens are int32 arrays; each response ends in the end token.
+  of demonstrations also the `file`. Tokens are int32 arrays; each response ends
+  in the end token.
   """
   if split not in splits.SPLITS:
     raise DataError(f"unknown {split=}; one of {splits.SPLITS}")

@@ -8,7 +8,7 @@ A source is named by one string:
   tfds:NAME/SPLIT                a TFDS dataset built on this machine
 
 A mixture is for demonstrations. The weights of its files are to each other as
-their shares of the training examples; a glob gives its weight to every file it
+their shares of the training rows; a glob gives its weight to every file it
 matches. All paths have one or none has. What follows the last "=" of a path is
 no weight but part of the name if it holds a "/" or an extension, as in
 "lang=en/a.jsonl" or "lang=en.jsonl".

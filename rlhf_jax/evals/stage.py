@@ -15,10 +15,12 @@ import ml_collections
 import numpy as np
 
 from rlhf_jax import (
-    labelers, metrics, rollout, sampler, scoring, sharding,
+    config as config_lib, labelers, metrics, rollout, sampler, scoring,
+    sharding,
 )
 from rlhf_jax.evals import (
-    constant, divergence, intervals, language_loss, preferences, reward_model,
+    constant, divergence, intervals, language_loss, preferences, ranking,
+    reward_model,
 )
 from rlhf_jax.run import Run
 from rlhf_jax.sampler import Response
@@ -146,14 +148,29 @@ def reward_model_figures(
     run: Run, stage: str, instruments: Instruments, settings
 ) -> dict[str, Any]:
   """Accuracy on validation prompts: by labeler group where the labelers are
-  known, by source otherwise; beside it the rule "the longer reply wins"."""
+  known, by source otherwise; beside it the rule "the longer reply wins", and
+  the accuracy of every reward model of these policies on the same rows."""
   rows = list(run.comparisons(stage, "validation"))
-  params = run.load(settings.reward_model, "params", run.scalar())
+  scores = {
+      name: reward_model.score_rows(
+          instruments.scorer, run.load(name, "params", run.scalar()), rows)
+      for name in reward_models(run, settings)}
   found = reward_model.evaluate(
-      rows, reward_model.score_rows(instruments.scorer, params, rows),
+      rows, scores[settings.reward_model],
       reward_model.comparison_groups(run, rows))
   return (named("accuracy", found["accuracy"])
-          | named("longer_wins", found["longer_wins"]))
+          | named("longer_wins", found["longer_wins"])
+          | {"accuracy_by_model": {
+              name: ranking.accuracy(ranking.pairs(rows, of))
+              for name, of in scores.items()}})
+
+
+def reward_models(run: Run, settings) -> list[str]:
+  """That of the evaluation, and those that its policies were optimised for."""
+  trained = [run.config[name].reward_model for name in settings.policies
+             if config_lib.name_of(name) == "ppo"
+             and name in run.config.stages]
+  return list(dict.fromkeys((settings.reward_model, *trained)))
 
 
 def named(name: str, found: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ demonstrations alone (InstructGPT C.1); the model that PPO starts from mixes
 10 % pretraining examples in (C.3).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from rlhf_jax import (
-    checkpoint, losses, metrics, optimizer, sharding, train_state, tree,
+    checkpoint, datasets, losses, metrics, optimizer, sharding, train_state, tree,
 )
 from rlhf_jax.evals import language_loss
 from rlhf_jax.models.policy import Policy
@@ -138,8 +138,15 @@ def train(run: Run, stage: str) -> dict[str, Any]:
         progress.update()
     if first == num_steps:  # it was killed after its last save
       figures = dict(evaluate(state.params))
+    if settings.select != "last":
+      evaluated = {step for step in saved.finished_steps()
+                   if metrics.should_run(
+                       step, settings.every_eval_steps, num_steps)}
+    if settings.select == "rm_score":
+      saved.keep_only(evaluated)
     if settings.select == "loss":
-      selected, figures = select_by_loss(run, stage, weights)
+      datasets.barrier(f"measured {stage}")  # process 0 writes what is read
+      selected, figures = select_by_loss(run, stage, weights, evaluated)
       saved.keep_only({selected, num_steps})
       figures["selected_step"] = selected
   return {"steps": num_steps, "params": model.config.num_params, **figures}
@@ -150,10 +157,13 @@ def every_candidate_steps(settings) -> int:
   return 0 if settings.select == "last" else settings.every_eval_steps
 
 
-def select_by_loss(run: Run, stage: str, weights: dict[str, float]):
-  """(step, figures) of the lowest validation loss of the main stream."""
+def select_by_loss(run: Run, stage: str, weights: dict[str, float],
+                   steps: Collection[int]):
+  """(step, figures) of the lowest validation loss of the main stream, of the
+  checkpoints at `steps`."""
   name = f"validation/{main_stream(weights)}/loss"
-  rows = [row for row in metrics.read(run.workdir, stage) if name in row]
+  rows = [row for row in metrics.read(run.workdir, stage)
+          if row.get(name) is not None and row["step"] in steps]
   best = min(rows, key=lambda row: row[name])
   return best["step"], {
       key: value for key, value in best.items()

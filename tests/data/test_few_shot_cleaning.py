@@ -109,8 +109,38 @@ def test_with_a_user_the_split_is_the_users():
   assert sorted(map(len, by_split.values())) == [0, 0, 28]
 
 
-def test_order_and_a_second_cleaning_change_nothing():
-  rows = _many()
+def test_sets_that_share_a_query_never_stand_in_two_splits():
+  """Else one split would hold the responses that another is asked for."""
+  def shared(user):
+    row = _set(0, user_id=user)
+    row["examples"].append({"query": f"of {user}", "response": "r"})
+    return row
+
+  sets = [shared(f"u{n}") for n in range(30)]
+  by_split, report = _clean(_expand(*sets), max_prompts_per_user=99)
+  assert len(plain._all(by_split)) == 4
+  assert sum(map(bool, by_split.values())) == 1
+  assert plain._dropped(report) == {"duplicate_prompt": 29 * 4}
+  # one user may well ask again with other examples beside it
+  one = _expand(shared("u1"), _set(0, user_id="u1"))
+  by_split, _ = _clean(one, max_prompts_per_user=99)
+  assert len(plain._all(by_split)) == 4 + 3
+
+
+def _overlapping():
+  """Sets that share some of their queries."""
+  sets = []
+  for number in range(80):
+    row = _set(number % 20, 2 + number % 3)
+    row["examples"].append(
+        {"query": f"own {number % 25}", "response": f"r {number}"})
+    sets.append(row | ({"user_id": f"u{number % 7}"} if number % 2 else {}))
+  return _expand(*sets)
+
+
+@pytest.mark.parametrize("make", [_many, _overlapping])
+def test_order_and_a_second_cleaning_change_nothing(make):
+  rows = make()
   once = plain._records(_clean(rows)[0])
   random.Random(1).shuffle(rows)
   assert plain._records(_clean(rows)[0]) == once

@@ -96,7 +96,7 @@ def test_a_fold_is_measured_on_both_sides(base, run, tmp_path):
   figures, report, _ = alone(tmp_path, fold=(1, 2), num_epochs=1)
   groups = streams.labeler_groups(
       (row["labeler_id"] for row in run.comparisons("rm", "train")), 2)
-  assert figures["prompts"] == sum(
+  assert figures["comparisons"] == sum(
       row["labeler_id"] in groups[0]
       for row in run.comparisons("rm", "train")) < 32
   found = figures["fold_accuracy"]
@@ -111,5 +111,5 @@ def test_a_fold_is_measured_on_both_sides(base, run, tmp_path):
 
 def test_fewer_prompts_are_fewer_steps(base, tmp_path):
   figures, _, _ = alone(tmp_path, max_prompts=8, num_epochs=1)
-  assert figures["prompts"] == 8
+  assert figures["comparisons"] == 8
   assert figures["steps"] < base.json("rm/done.json")["figures"]["steps"] / 2

@@ -71,7 +71,8 @@ def test_the_last_is_used_where_that_is_asked(overfitted, tmp_path):
 def _selected(tmp_path_factory):
   workdir = tmp_path_factory.mktemp("selected")
   config = tiny_run.only(
-      ("sft", "sft_select"), sft__every_eval_steps=4, sft__select="rm_score",
+      ("sft", "sft_select"), sft__every_eval_steps=4, sft__every_save_steps=3,
+      sft__select="rm_score",
       sft_select__num_prompts=16, sft_select__batch_size=16)
   tiny_run.run(config, workdir)
   return workdir, config
@@ -80,6 +81,7 @@ def _selected(tmp_path_factory):
 def test_the_best_score_on_validation_prompts_is_used(selected):
   workdir, config = selected
   report = json.loads((workdir / "sft_select" / "report.json").read_text())
+  # those evaluated, whatever else is saved for the sake of resuming
   assert list(report["score"]) == ["4", "8", "12", "16"]
   run = pipeline.make_run(config, epath.Path(workdir))
   rows = list(run.source("prompts", "validation"))[:16]
@@ -101,6 +103,14 @@ def test_the_best_score_on_validation_prompts_is_used(selected):
   best = max(means, key=means.get)
   assert report["selected_step"] == best
   assert same(load(workdir, "sft_select"), load(workdir, "sft", best))
+
+
+def test_candidates_that_another_run_has_not_kept(tmp_path):
+  config = tiny_run.only(("sft_select",))
+  with pytest.raises(
+      pipeline.WorkdirError, match="select was 'loss', not 'rm_score'"):
+    tiny_run.run(config, tmp_path)
+  assert not (tmp_path / "sft_select").exists()
 
 
 def test_the_earlier_of_equals():
