@@ -106,7 +106,7 @@ def test_the_best_score_on_validation_prompts_is_used(selected):
 
 
 def test_candidates_that_another_run_has_not_kept(tmp_path):
-  config = tiny_run.only(("sft_select",))
+  config = tiny_run.only(("sft_select",), sft__select="rm_score")
   with pytest.raises(
       pipeline.WorkdirError, match="select was 'loss', not 'rm_score'"):
     tiny_run.run(config, tmp_path)
