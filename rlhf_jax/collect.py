@@ -28,7 +28,7 @@ import jax
 from rlhf_jax import (
     checkpoint, datasets, handoff, labelers, metrics, sampler, sharding,
 )
-from rlhf_jax.config import EXPORT, RANKED, SMALLWORLD, asks_people
+from rlhf_jax.config.names import EXPORT, RANKED, SMALLWORLD, asks_people
 from rlhf_jax.data import records
 from rlhf_jax.data.splits import unit_hash
 from rlhf_jax.evals import agreement, collected

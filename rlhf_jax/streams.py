@@ -9,7 +9,7 @@ import zlib
 import jax
 import numpy as np
 
-from rlhf_jax.config import MAX_RESPONSES
+from rlhf_jax.config.names import MAX_RESPONSES
 from rlhf_jax.data import batches, records, splits
 from rlhf_jax.data.records import DataError
 from rlhf_jax.run import Run

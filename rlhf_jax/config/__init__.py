@@ -1,0 +1,148 @@
+"""Every rule that binds several keys of an experiment, checked beforehand.
+
+`validate` needs no device and writes nothing; it raises one `ConfigError` that
+lists all violations, each with its numbers, its keys and a way out.
+`stage_keys` and `differing` tell whether a finished stage still fits.
+
+  names.py   what stages there are, what each reads, and whom
+  keys.py    every key and its range
+  rules.py   rules of stages, models and data
+  meshes.py  what must divide over the devices
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import ml_collections
+
+from rlhf_jax.config.keys import (
+    key_errors, keys_of, range_errors, stage_list_errors,
+)
+from rlhf_jax.config.meshes import mesh_errors
+from rlhf_jax.config.names import (
+    POLICIES, READS, REWARD_MODELS, STAGES, Tree, active, asks_people,
+    is_reward_labeler, kind_of, name_of, readings, sources_of,
+)
+from rlhf_jax.config.rules import (
+    data_errors, file_errors, model_errors, reading_errors, stage_errors,
+)
+from rlhf_jax.data import records
+
+__all__ = (
+    "ConfigError", "POLICIES", "READS", "REWARD_MODELS", "STAGES",
+    "asks_people", "differing", "keys_of", "name_of", "read_by", "stage_keys",
+    "validate",
+)
+# A checkpoint is selected among those of these settings.
+_SELECTS = ("every_eval_steps", "eval_batch_size", "max_eval_batches")
+# How often and in how many parts: a finished stage does not depend on it.
+_NOT_A_RESULT = frozenset(
+    "every_log_steps every_eval_steps every_save_steps keep_checkpoints "
+    "num_microbatches num_ptx_microbatches eval_batch_size max_eval_batches "
+    "remat scan_unroll".split())
+
+
+class ConfigError(ValueError):
+  """The experiment contradicts itself, its devices or its inputs."""
+
+
+def validate(
+    config: ml_collections.ConfigDict,
+    device_count: int,
+    process_count: int = 1,
+    *,
+    check_inputs: bool = True,
+) -> None:
+  """Checks an experiment before anything is compiled or written.
+
+  Args:
+    config: the experiment, overrides applied.
+    device_count: devices of all processes together.
+    process_count: processes that each load a part of every batch.
+    check_inputs: also that all inputs are named and there: folders in
+      `config.inputs`, data files, tokenizer. False to plan a run.
+
+  Raises:
+    ConfigError: with all that is wrong, one rule a line.
+  """
+  tree = config.to_dict()
+  _raise(stage_list_errors(tree))
+  _raise(key_errors(tree))
+  _raise((
+      *range_errors(tree),
+      *reading_errors(tree, check_inputs),
+      *model_errors(tree),
+      *data_errors(tree),
+      *(e for stage in active(tree) for e in stage_errors(tree, stage)),
+      *mesh_errors(tree, device_count, process_count),
+      *(file_errors(tree) if check_inputs else ()),
+  ))
+
+
+def stage_keys(config: ml_collections.ConfigDict, stage: str) -> Tree:
+  """What the result of `stage` depends on, as JSON can hold it.
+
+  Left out: names, the mesh, cadences, microbatches, other stages and the
+  sources that the stage does not read.
+  """
+  tree = config.to_dict()
+  used = sources_of(tree, stage)
+  names = ["seed", stage]
+  if kind_of(stage) != "rm":
+    names.append("model")
+  if kind_of(stage) in ("rm", "select", "ppo", "evaluate") or (
+      kind_of(stage) == "collect" and is_reward_labeler(tree, stage)):
+    names.append("rm_model")
+  if any(tree["data"][kind] == "smallworld" for kind in used):
+    names.append("smallworld")
+  if kind_of(stage) in ("collect", "evaluate"):
+    names.append("labelers")
+  data = {key: value for key, value in tree["data"].items()
+          if key not in records.KINDS or key in used}
+  keys = _plain({**{name: tree[name] for name in names}, "data": data})
+  if kind_of(stage) in ("collect", "select", "ppo", "evaluate"):
+    keys["decode"] = {"dtype": tree["decode"]["dtype"]}
+  if kind_of(stage) == "lm" and tree[stage]["select"] != "last":
+    keys[stage] |= {name: tree[stage][name] for name in _SELECTS}
+  return keys
+
+
+def differing(old: Tree, new: Tree) -> list[str]:
+  """Lines such as "ppo.method.kl_coef: 0.05 -> 0.02"; lists equal tuples."""
+  old, new = _flat(old), _flat(new)
+  show = lambda flat, key: repr(flat[key]) if key in flat else "(absent)"
+  return [
+      f"{key}: {show(old, key)} -> {show(new, key)}"
+      for key in sorted(old.keys() | new.keys())
+      if key not in old or key not in new or old[key] != new[key]
+  ]
+
+
+def read_by(config: ml_collections.ConfigDict, stage: str) -> list[str]:
+  """The stages whose results `stage` reads."""
+  found = readings(config.to_dict(), stage)
+  return list(dict.fromkeys(source for _, source, _ in found))
+
+
+def _raise(errors: Iterable[str]) -> None:
+  errors = list(dict.fromkeys(errors))
+  if errors:
+    raise ConfigError("\n".join(errors))
+
+
+def _flat(tree: Tree, prefix: str = "") -> Tree:
+  flat = {}
+  for key, value in tree.items():
+    if isinstance(value, dict) and value:
+      flat |= _flat(value, f"{prefix}{key}.")
+    else:
+      flat[f"{prefix}{key}"] = _plain(value)
+  return flat
+
+
+def _plain(value: Any) -> Any:
+  """Lists for tuples; what decides over no result is left out of dicts."""
+  if isinstance(value, dict):
+    return {k: _plain(v) for k, v in value.items() if k not in _NOT_A_RESULT}
+  return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else (
+      value)
