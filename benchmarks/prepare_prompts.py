@@ -24,7 +24,7 @@ import tabulate
 
 from rlhf_jax.data import cleaning
 from rlhf_jax.data import prepare
-from rlhf_jax.data import records
+from rlhf_jax.data import sources
 from rlhf_jax.data import tokenizer as tokenizer_lib
 
 _SIZES = flags.DEFINE_list(
@@ -137,8 +137,8 @@ def _prepare(path: str, tokenizer_path: str, out_dir: str) -> dict[str, Any]:
   source = f"jsonl:{path}"
   report = prepare.prepare(
       "prompts",
-      source_rows=records.read(source, "prompts"),
-      source=records.fingerprint(source),
+      source_rows=sources.read(source, "prompts"),
+      source=sources.fingerprint(source),
       out_dir=out_dir,
       tokenizer=tokenizer_lib.load(tokenizer_path),
       settings=_SETTINGS,

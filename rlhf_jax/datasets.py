@@ -10,7 +10,7 @@ from jax.experimental import multihost_utils
 import ml_collections
 import tqdm
 
-from rlhf_jax.data import cleaning, prepare, records, tokenizer
+from rlhf_jax.data import cleaning, prepare, sources, tokenizer
 from rlhf_jax.data.records import DataError
 from rlhf_jax.data.smallworld import Smallworld
 
@@ -47,7 +47,7 @@ def smallworld_rows(config, world: Smallworld | None):
 
 def read_rows(config, world, kind: str, source: str, root: str):
   """Rows of a source with their origins, under a progress bar."""
-  rows = records.read(
+  rows = sources.read(
       source, kind, root=root, smallworld=smallworld_rows(config, world))
   return tqdm.tqdm(
       rows, desc=f"{kind:>14}", unit="row", mininterval=1.0, leave=False,
@@ -130,7 +130,7 @@ def fingerprint(config, kind: str, source: str, root: str) -> str:
   """Names the rows by all that they depend on."""
   if source == "smallworld":
     return "smallworld " + json.dumps(config.smallworld.to_dict())
-  named = records.fingerprint(source, root=root)
+  named = sources.fingerprint(source, root=root)
   if config.data[kind] == "collect":  # wherever the run's folder lies
     return "collect#" + named.rpartition("#")[2]
   return named

@@ -27,6 +27,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlhf_jax.data import records
+from rlhf_jax.data import sources
 from rlhf_jax.data.records import DataError
 from rlhf_jax.labelers import GROUPS, METADATA, GivenRanks, Ranking
 
@@ -73,7 +74,7 @@ def read_roster(path: str) -> dict[str, str]:
     DataError: a line is not as described above, or somebody stands twice.
   """
   groups, places = {}, {}
-  for row, origin in records.json_lines(path):
+  for row, origin in sources.json_lines(path):
     labeler = row.get("labeler_id") if isinstance(row, dict) else None
     if not isinstance(labeler, str) or not labeler:
       raise DataError(
@@ -109,7 +110,7 @@ def read_ranked(path: str, asked: Sequence[Mapping[str, Any]],
   """
   by_id = {task["task_id"]: task for task in asked}
   returned, places, rated = {}, {}, {}
-  for row, origin in records.json_lines(path):
+  for row, origin in sources.json_lines(path):
     task = task_of(row, by_id, origin, _UNCHANGED)
     name = task["task_id"]
     if name in returned:

@@ -22,6 +22,7 @@ from typing import Any
 
 from rlhf_jax import handoff
 from rlhf_jax.data import records
+from rlhf_jax.data import sources
 from rlhf_jax.data.records import DataError
 from rlhf_jax.evals import candidates
 from rlhf_jax.evals.candidates import Answers, Cutoffs, Reference
@@ -118,7 +119,7 @@ def read_reference(path: str) -> Reference:
       nothing is ranked above anything.
   """
   tasks, rankings, places = {}, {}, {}
-  for row, origin in records.json_lines(path):
+  for row, origin in sources.json_lines(path):
     name = handoff.given_id(row, origin)
     if name in tasks:
       raise DataError(
@@ -143,7 +144,7 @@ def read_answers(paths: Sequence[str], reference: Reference
   """
   found, places = {}, {}
   for row, origin in itertools.chain.from_iterable(
-      map(records.json_lines, paths)):
+      map(sources.json_lines, paths)):
     name = candidate_of(row, origin)
     answers = found.setdefault(name, Answers())
     if row.get("demonstration_rating") is not None:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from rlhf_jax.config.names import MAX_RESPONSES
-from rlhf_jax.data import batches, records, splits
+from rlhf_jax.data import batches, sources, splits
 from rlhf_jax.data.records import DataError
 from rlhf_jax.run import Run
 
@@ -55,7 +55,7 @@ def training_mixture(run: Run) -> dict[str, tuple[list[Any], float]]:
     DataError: a file has no row there, or rows are of no file named now.
   """
   data = run.config.data
-  weights = records.file_weights(data.demonstrations, root=data.root)
+  weights = sources.file_weights(data.demonstrations, root=data.root)
   if not weights:
     return {}
   rows_of = {name: [] for name in weights}

@@ -84,7 +84,7 @@ def test_the_parser_sees_imports():
   assert "rlhf_jax.trainers.ppo" in imports()["rlhf_jax.pipeline"]
   assert "rlhf_jax.sharding" in imports()["rlhf_jax.trainers.ppo"]
   assert "experiments.common" in imports()["experiments.ppo_ptx"]
-  assert "tensorflow_datasets" in imports()["rlhf_jax.data.records"]
+  assert "tensorflow_datasets" in imports()["rlhf_jax.data.sources"]
 
 
 def test_every_layer_is_there():

@@ -12,7 +12,7 @@ import pytest
 from experiments import common
 from rlhf_jax import config as config_lib
 from rlhf_jax import datasets, streams
-from rlhf_jax.data import batches, prepare, records, splits, tokenizer
+from rlhf_jax.data import batches, prepare, sources, splits, tokenizer
 from rlhf_jax.data.records import DataError
 
 SIZES = {"large": 90, "small": 30, "tiny": 15}  # rows of each file
@@ -287,7 +287,7 @@ def test_rows_of_an_unknown_file_are_refused(root, tmp_path, run):
     ("day=2024.jsonl.gz", None), ("day=3/*", None), ("=1", None),
 ])
 def test_what_is_a_weight_and_what_a_name(path, weight):
-  found = records.weighted_paths(f"jsonl:b,{path}")
+  found = sources.weighted_paths(f"jsonl:b,{path}")
   assert found[0] == ("b", None)
   name = path if weight is None else path.rpartition("=")[0]
   assert found[1] == (name, weight)
@@ -323,7 +323,7 @@ def test_only_demonstrations_take_weights(root, kind):
       config_lib.ConfigError, match=f"config.data.{kind}: {message}"):
     config_lib.validate(config, 1)
   with pytest.raises(DataError, match=message):
-    list(records.read("jsonl:large.jsonl=1", kind, root=str(root)))
+    list(sources.read("jsonl:large.jsonl=1", kind, root=str(root)))
 
 
 def test_a_mixture_is_accepted(root):

@@ -20,7 +20,9 @@ import pathlib
 import numpy as np
 import pytest
 
-from rlhf_jax.data import batches, cleaning, prepare, records, splits, tokenizer
+from rlhf_jax.data import (
+    batches, cleaning, prepare, records, sources, splits, tokenizer,
+)
 
 FIXTURES = pathlib.Path(__file__).parent / "data" / "fixtures"
 FOLDER = os.environ.get("RLHF_JAX_DATA", "")
@@ -126,8 +128,8 @@ def prepared(file: File, folder: pathlib.Path):
   root = str(file.path.parent)
   report = prepare.prepare(
       file.kind,
-      source_rows=records.read(source, file.kind, root=root),
-      source=records.fingerprint(source, root=root), out_dir=str(folder),
+      source_rows=sources.read(source, file.kind, root=root),
+      source=sources.fingerprint(source, root=root), out_dir=str(folder),
       tokenizer=made_tokenizer(), settings=settings_for(file), root=root)
   return report, {
       split: list(prepare.open_split(str(folder), file.kind, split))
@@ -285,6 +287,6 @@ def check_windows(rows, by_split, report, settings):
 
 @all_files("evals")
 def test_a_file_of_an_evaluation_is_lines_of_objects(file):
-  rows = [row for row, _ in records.json_lines(str(file.path))]
+  rows = [row for row, _ in sources.json_lines(str(file.path))]
   assert rows == raw(file.path)
   assert all(isinstance(row, dict) and row for row in rows)

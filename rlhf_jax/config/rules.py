@@ -13,6 +13,7 @@ from rlhf_jax.config.names import (
     readings, sources_of,
 )
 from rlhf_jax.data import records
+from rlhf_jax.data import sources
 
 
 def reading_errors(tree: Tree, check_inputs: bool) -> Iterator[str]:
@@ -81,7 +82,7 @@ def data_errors(tree: Tree) -> Iterator[str]:
              f"write '{first}', 'jsonl:PATH[,PATH...]' or 'tfds:NAME/SPLIT'.")
     elif data[kind].startswith("jsonl:"):
       yield from _refusals(
-          f"config.data.{kind}", records.check_weights, data[kind], kind)
+          f"config.data.{kind}", sources.check_weights, data[kind], kind)
   for stage in active(tree):
     asked = {"collect": "labeler", "evaluate": "judge"}.get(kind_of(stage))
     if (asked and tree[stage][asked] in (LABELERS, SMALLWORLD)
@@ -117,7 +118,7 @@ def file_errors(tree: Tree) -> Iterator[str]:
   used = set().union(*(sources_of(tree, stage) for stage in tree["stages"]))
   named = [(kind, data["root"], pattern) for kind in sorted(used)
            if data[kind].startswith("jsonl:")
-           for pattern, _ in records.weighted_paths(data[kind])]
+           for pattern, _ in sources.weighted_paths(data[kind])]
   if data["tokenizer"] != "train":
     named += [("tokenizer", "", p) for p in data["tokenizer"].split(",")]
   missing = []
@@ -132,7 +133,7 @@ def file_errors(tree: Tree) -> Iterator[str]:
   yield from missing
   if "demonstrations" in used and not missing:
     yield from _refusals(
-        "config.data.demonstrations", records.file_weights,
+        "config.data.demonstrations", sources.file_weights,
         data["demonstrations"], root=data["root"])
 
 

@@ -18,6 +18,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 from tensorflow_datasets.proto import tf_feature_pb2
 
 from rlhf_jax.data import records
+from rlhf_jax.data import sources
 from rlhf_jax.data.rows import Row
 
 Example = dict[str, Any]
@@ -65,7 +66,7 @@ def example(kind: str, row: Row | np.ndarray, root: str = "") -> Example:
   stored["prompt_tokens"] = row.tokens[0]
   if kind == "demonstrations":
     stored["response_tokens"] = row.tokens[1]
-    stored["file"] = records.file_of(row.origin, root)
+    stored["file"] = sources.file_of(row.origin, root)
   if kind == "comparisons":
     stored |= {
         "responses": row.record["responses"],

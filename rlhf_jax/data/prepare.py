@@ -14,6 +14,7 @@ import tabulate
 from rlhf_jax.data import builders
 from rlhf_jax.data import cleaning
 from rlhf_jax.data import records
+from rlhf_jax.data import sources
 from rlhf_jax.data import splits
 from rlhf_jax.data.records import DataError
 
@@ -54,8 +55,8 @@ def prepare(
 
   Args:
     kind: one of `records.KINDS`.
-    source_rows: records with origins, as from `records.read`.
-    source: names the rows, as `records.fingerprint` does; with everything
+    source_rows: records with origins, as from `sources.read`.
+    source: names the rows, as `sources.fingerprint` does; with everything
       that they depend on, such as Smallworld's seed.
     out_dir: the folder for all kinds.
     tokenizer: a `tokenizer.Tokenizer`.
@@ -282,7 +283,7 @@ def _with_an_order(rows):
 def _counted(rows, root: str, files: dict[str, int]):
   """`rows`; how many there are of each file goes into `files`."""
   for record, origin in rows:
-    name = records.file_of(origin, root)
+    name = sources.file_of(origin, root)
     files[name] = files.get(name, 0) + 1
     yield record, origin
 
@@ -295,7 +296,7 @@ def _by_file(files: dict[str, int], rows, root: str):
   }
   for split, kept in rows.items():
     for row in kept:
-      found[records.file_of(row.origin, root)][split] += 1
+      found[sources.file_of(row.origin, root)][split] += 1
   return found
 
 

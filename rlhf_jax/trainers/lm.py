@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import optax
 
 from rlhf_jax import (
-    checkpoint, datasets, losses, metrics, optimizer, sharding, train_state, tree,
+    checkpoint, datasets, losses, metrics, optimizer, sharding, train_state,
+    tree,
 )
 from rlhf_jax.evals import language_loss
 from rlhf_jax.models.policy import Policy

@@ -9,6 +9,7 @@ import tensorflow_datasets as tfds
 
 from rlhf_jax.data import few_shot
 from rlhf_jax.data import records
+from rlhf_jax.data import sources
 
 PAIRS = [
     {"query": "It barks.", "response": "A dog."},
@@ -37,7 +38,7 @@ A:"""
 def _read(tmp_path, kind, *rows):
   path = tmp_path / "f.jsonl"
   path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-  return list(records.read(f"jsonl:{path}", kind))
+  return list(sources.read(f"jsonl:{path}", kind))
 
 
 def _set_name(row):
@@ -85,7 +86,7 @@ def test_an_expanded_row_stays_as_it_is(tmp_path):
 
 
 def test_smallworld_rows_are_expanded_too():
-  rows = records.read(
+  rows = sources.read(
       "smallworld", "prompts", smallworld=lambda kind: iter([SET]))
   assert [origin for _, origin in rows] == ["smallworld:0"] * 3
 
@@ -118,7 +119,7 @@ def test_tfds_rows_are_expanded_too(tmp_path):
 
   builder = Sets(data_dir=tmp_path, file_format="array_record")
   builder.download_and_prepare(download_dir=tmp_path / "downloads")
-  rows = list(records.read("tfds:sets/train", "prompts", root=str(tmp_path)))
+  rows = list(sources.read("tfds:sets/train", "prompts", root=str(tmp_path)))
   assert len(rows) == 4 and rows[0][0]["prompt"] == FIRST
   assert rows[3][0] == {"prompt": "p", "prompt_kind": "plain"}
 

@@ -16,6 +16,7 @@ from rlhf_jax.data import builders
 from rlhf_jax.data import cleaning
 from rlhf_jax.data import prepare as prepare_lib
 from rlhf_jax.data import records
+from rlhf_jax.data import sources
 from rlhf_jax.data import rows as rows_lib
 from rlhf_jax.data import splits
 from rlhf_jax.data import tokenizer as tokenizer_lib
@@ -37,7 +38,7 @@ SETTINGS = cleaning.Settings(
 
 @pytest.fixture(name="tokenizer", scope="module")
 def _tokenizer():
-  rows = records.read("jsonl:pretrain.jsonl", "pretrain", root=FIXTURES)
+  rows = sources.read("jsonl:pretrain.jsonl", "pretrain", root=FIXTURES)
   texts = [record["text"] for record, _ in rows]
   return tokenizer_lib.train(texts + ["\n\nHuman: \n\nAssistant:"] * 9, 400)
 
@@ -45,7 +46,7 @@ def _tokenizer():
 def _prepare(kind, out_dir, tokenizer, rows=None, **changes):
   source = f"jsonl:{kind}.jsonl"
   if rows is None:
-    rows = records.read(source, kind, root=FIXTURES)
+    rows = sources.read(source, kind, root=FIXTURES)
   return prepare_lib.prepare(
       kind,
       source_rows=rows,
@@ -65,7 +66,7 @@ def _read_all(out_dir, kind):
 
 
 def _cleaned(kind, tokenizer):
-  rows = records.read(f"jsonl:{kind}.jsonl", kind, root=FIXTURES)
+  rows = sources.read(f"jsonl:{kind}.jsonl", kind, root=FIXTURES)
   return cleaning.clean(kind, rows, tokenizer, SETTINGS)[0]
 
 
@@ -176,7 +177,7 @@ def test_a_refused_file_leaves_nothing_and_can_be_mended(
 
   def prepared(content, out_dir):
     path.write_bytes(content)
-    rows = records.read(f"jsonl:{path}", "prompts")
+    rows = sources.read(f"jsonl:{path}", "prompts")
     return _prepare("prompts", out_dir, tokenizer, rows=rows)
 
   with pytest.raises(DataError, match=message):

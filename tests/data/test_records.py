@@ -10,13 +10,14 @@ import pytest
 import tensorflow_datasets as tfds
 
 from rlhf_jax.data import records
+from rlhf_jax.data import sources
 
 FIXTURES = os.path.join(os.path.dirname(__file__), "fixtures")
 PAIR = {"prompt": "p", "responses": ["a", "b"], "ranks": [1, 2]}
 
 
 def _read(path, kind, **kwargs):
-  return list(records.read(f"jsonl:{path}", kind, **kwargs))
+  return list(sources.read(f"jsonl:{path}", kind, **kwargs))
 
 
 def _write(path, *lines):
@@ -71,7 +72,7 @@ def test_other_names_of_a_field_are_read_where_its_own_is_absent(
 
 
 def test_smallworld_rows_come_from_the_given_function():
-  rows = records.read(
+  rows = sources.read(
       "smallworld", "pretrain", smallworld=lambda kind: iter([{"text": kind}])
   )
   assert list(rows) == [({"text": "pretrain"}, "smallworld:0")]
@@ -101,11 +102,11 @@ def test_tfds_rows_equal_json_rows(tmp_path):
 
   builder = Pairs(data_dir=tmp_path, file_format="array_record")
   builder.download_and_prepare(download_dir=tmp_path / "downloads")
-  rows = records.read("tfds:pairs/train", "comparisons", root=str(tmp_path))
+  rows = sources.read("tfds:pairs/train", "comparisons", root=str(tmp_path))
   assert list(rows) == [(PAIR, "tfds:pairs/train:0")]
   for name in ("nothing/train", "pairs/nothing", "pairs"):
     with pytest.raises(records.DataError, match="tfds:|TFDS dataset"):
-      list(records.read(f"tfds:{name}", "comparisons", root=str(tmp_path)))
+      list(sources.read(f"tfds:{name}", "comparisons", root=str(tmp_path)))
 
 
 @pytest.mark.parametrize(
@@ -190,10 +191,10 @@ def test_the_limit_of_a_line_is_exact(tmp_path, monkeypatch, end):
   path = tmp_path / "f.jsonl"
   path.write_bytes(line + end)
   size = len(line) + bool(end)
-  monkeypatch.setattr(records, "MAX_LINE_BYTES", size)
-  rows = records.read(f"jsonl:{path}", "prompts")
+  monkeypatch.setattr(sources, "MAX_LINE_BYTES", size)
+  rows = sources.read(f"jsonl:{path}", "prompts")
   assert next(rows)[0] == {"prompt": "p"}
-  monkeypatch.setattr(records, "MAX_LINE_BYTES", size - 1)
+  monkeypatch.setattr(sources, "MAX_LINE_BYTES", size - 1)
   message = f"f.jsonl:1: the line has {size} bytes, more than the {size - 1}"
   with pytest.raises(records.DataError, match=message):
     _read(path, "prompts")
@@ -211,22 +212,22 @@ def test_an_endless_line_takes_bounded_memory(tmp_path):
     _, peak = tracemalloc.get_traced_memory()
   finally:
     tracemalloc.stop()
-  assert peak < 5 * records.MAX_LINE_BYTES
+  assert peak < 5 * sources.MAX_LINE_BYTES
 
 
 @pytest.mark.parametrize("source", ["", "jsonl:", "csv:a", "a.jsonl", "tfds:"])
 def test_an_unknown_source_lists_the_known_forms(source):
   with pytest.raises(records.DataError, match="'jsonl:PATH"):
-    list(records.read(source, "prompts"))
+    list(sources.read(source, "prompts"))
 
 
 def test_a_fingerprint_changes_with_the_content(tmp_path):
   path = _write(tmp_path / "f.jsonl", b'{"prompt": "p"}')
-  before = records.fingerprint("jsonl:f.jsonl", root=str(tmp_path))
-  assert before == records.fingerprint("jsonl:f.jsonl", root=str(tmp_path))
+  before = sources.fingerprint("jsonl:f.jsonl", root=str(tmp_path))
+  assert before == sources.fingerprint("jsonl:f.jsonl", root=str(tmp_path))
   _write(path, b'{"prompt": "q"}')
-  assert before != records.fingerprint("jsonl:f.jsonl", root=str(tmp_path))
-  assert records.fingerprint("smallworld") == "smallworld"
+  assert before != sources.fingerprint("jsonl:f.jsonl", root=str(tmp_path))
+  assert sources.fingerprint("smallworld") == "smallworld"
 
 
 def test_a_comparison_as_a_demonstration_is_its_best_response():
