@@ -437,13 +437,11 @@ def set_rounds(config: ConfigDict, size: str, num_rounds: int) -> None:
 
   The first round is that of `ppo_ptx.py`. A later one compares responses of
   SFT and the newest PPO policy, its reward model learns from all comparisons
-  so far, and PPO starts from `rl_init` again. That reward model has seen what
-  PPO makes of the last one, so at mini it is trusted further from `rl_init`.
+  so far, and PPO starts from `rl_init` again.
   """
   mini = size == MINI
   collected, policies = (), ("sft", "rl_init")
-  for number, (collect_stage, rm_stage, ppo_stage) in enumerate(
-      round_stages(num_rounds), start=1):
+  for collect_stage, rm_stage, ppo_stage in round_stages(num_rounds):
     config[collect_stage] = collect(size)
     if collected:
       config[collect_stage].update(
@@ -453,8 +451,6 @@ def set_rounds(config: ConfigDict, size: str, num_rounds: int) -> None:
     config[rm_stage] = rm(size) | dict(collected=collected)
     config[ppo_stage] = ppo(size, ptx_coef=1.0 if mini else 27.8) | dict(
         reward_model=rm_stage)
-    if mini:
-      config[ppo_stage].method.kl_coef /= number**0.5
     policies += (ppo_stage,)
   config.evaluate = evaluate(size) | dict(
       policies=policies, reward_model=rm_stage, collected=collected)
