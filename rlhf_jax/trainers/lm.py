@@ -161,10 +161,19 @@ def every_candidate_steps(settings) -> int:
 def select_by_loss(run: Run, stage: str, weights: dict[str, float],
                    steps: Collection[int]):
   """(step, figures) of the lowest validation loss of the main stream, of the
-  checkpoints at `steps`."""
+  checkpoints at `steps`.
+
+  Raises:
+    CheckpointError: none has a finite one.
+  """
   name = f"validation/{main_stream(weights)}/loss"
   rows = [row for row in metrics.read(run.workdir, stage)
           if row.get(name) is not None and row["step"] in steps]
+  if not rows:
+    raise checkpoint.CheckpointError(
+        f"no checkpoint of {stage!r} has a finite {name}: the training "
+        f"diverged; lower config.{stage}.optimizer.learning_rate and remove "
+        f"{run.workdir / stage}")
   best = min(rows, key=lambda row: row[name])
   return best["step"], {
       key: value for key, value in best.items()

@@ -1,6 +1,7 @@
 """Which checkpoint of SFT a run goes on with."""
 
 import json
+import types
 
 from etils import epath
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax import checkpoint, pipeline, sampler, scoring, sharding
-from rlhf_jax.trainers import select
+from rlhf_jax.trainers import lm, select
 from tests import tiny_run
 
 
@@ -62,6 +63,14 @@ def test_the_last_is_used_where_that_is_asked(overfitted, tmp_path):
   assert "selected_step" not in checkpoint.read_done(
       tmp_path / "sft")["figures"]
   assert same(load(tmp_path, "sft"), load(workdir, "sft", 16))
+
+
+def test_a_training_that_diverged_has_no_best_checkpoint(tmp_path):
+  row = {"stage": "sft", "step": 4, "validation/demonstrations/loss": None}
+  (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+  run = types.SimpleNamespace(workdir=tmp_path)
+  with pytest.raises(checkpoint.CheckpointError, match="'sft' has a finite"):
+    lm.select_by_loss(run, "sft", {"demonstrations": 1.0}, {4})
 
 
 # --------------------------------------------------------------------- by score
