@@ -10,6 +10,7 @@ import jax
 import ml_collections
 
 from rlhf_jax import checkpoint, metrics, sharding
+from rlhf_jax.config import name_of
 from rlhf_jax.data import batches, prepare
 from rlhf_jax.data.smallworld import Smallworld
 from rlhf_jax.data.tokenizer import Tokenizer
@@ -130,8 +131,9 @@ class Run:
         directory / "checkpoints", item, self.abstract_params(model), step)
 
   def policy_params(self, stage: str) -> Any:
-    """A stage's policy: the average of PPO's, the last one of the others."""
-    item = "ema" if stage.partition("@")[0] == "ppo" else "params"
+    """A stage's policy: the average of PPO's, the selected or last one of the
+    others."""
+    item = "ema" if name_of(stage) == "ppo" else "params"
     return self.load(stage, item, self.policy())
 
 

@@ -1,6 +1,6 @@
 """The batches of each kind that trainers and evaluators ask for by number."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 import dataclasses
 import functools
 from typing import Any
@@ -111,7 +111,7 @@ def training_comparisons(run: Run, stage: str) -> list[Any]:
     raise DataError(
         f"a prompt of the comparisons has {most} responses, but "
         f"config.{stage}.max_responses = {settings.max_responses}; {way_out}")
-  fold = labeler_fold(run, stage, rows)
+  fold = labeler_fold(run, stage)
   if fold:
     rows = [r for r in rows if r["labeler_id"] in fold.inside]
   if settings.half is not None:
@@ -165,15 +165,10 @@ class Fold:
   heldout: frozenset[str]
 
 
-def labeler_fold(
-    run: Run, stage: str, rows: Sequence[Mapping[str, Any]]
-) -> Fold | None:
+def labeler_fold(run: Run, stage: str) -> Fold | None:
   """The fold of config.STAGE.fold = (index, count), None without one.
 
-  Args:
-    run: the run.
-    stage: a reward model.
-    rows: all comparisons of the training split, whose labelers are dealt.
+  The labelers of all comparisons of the training split are dealt.
 
   Raises:
     DataError: a row without a labeler, too few labelers, or no validation
@@ -183,6 +178,7 @@ def labeler_fold(
     return None
   index, count = run.config[stage].fold
   key = f"config.{stage}.fold = {(index, count)}"
+  rows = run.comparisons(stage, "train")
   unnamed = next((row for row in rows if not row["labeler_id"]), None)
   if unnamed:
     raise DataError(

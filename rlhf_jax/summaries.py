@@ -11,6 +11,7 @@ import jax
 import tabulate
 
 from rlhf_jax import checkpoint, config as config_lib
+from rlhf_jax.evals import intervals
 from rlhf_jax.run import Run
 
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain",
@@ -139,7 +140,7 @@ def format_summary(run: Run, summary: dict[str, Any]) -> str:
       rate = figures["win_rate_vs_sft"]
       parts.append(
           f"{run.config.evaluate.policies[-1]} is preferred to "
-          f"{run.config.evaluate.baseline}: {interval(rate, percent=True)} "
+          f"{run.config.evaluate.baseline}: {intervals.percent(rate)} "
           f"of {rate['n']} held-out prompts (95 % interval, ties half)")
   if "reward_models" in summary:
     parts.append(format_reward_models(summary["reward_models"]))
@@ -166,10 +167,10 @@ def format_reward_models(compared: Sequence[Mapping[str, Any]]) -> str:
            "comparisons": model["comparisons"]}
     for epoch, found in enumerate(model["by_epoch"], start=1):
       row[f"epoch {epoch}"] = (
-          f"{interval(found, percent=True)}, {found['loss']:.3f}")
+          f"{intervals.percent(found)}, {found['loss']:.3f}")
     for group, found in model["by_group"].items():
       if group != "all":
-        row[group.replace("_", " ")] = interval(found, percent=True)
+        row[group.replace("_", " ")] = intervals.percent(found)
     rows.append(row)
   return tabulate.tabulate(rows, headers="keys", disable_numparse=True)
 
@@ -188,9 +189,10 @@ def format_rounds(by_round: Sequence[Mapping[str, Any]]) -> str:
       "round": number,
       "policy": row["policy"],
       "comparisons": row["comparisons"],
-      "rm accuracy": interval(row["reward_model_accuracy"], percent=True),
-      "gold score": interval(row["gold_score"]) if row["gold_score"] else "-",
-      "win rate": interval(row["win_rate"], percent=True),
+      "rm accuracy": intervals.percent(row["reward_model_accuracy"]),
+      "gold score":
+          intervals.shown(row["gold_score"]) if row["gold_score"] else "-",
+      "win rate": intervals.percent(row["win_rate"]),
       "KL": f"{row['kl']:.2f}",
   } for number, row in enumerate(by_round, start=1)]
   return tabulate.tabulate(rows, headers="keys", disable_numparse=True)
@@ -202,10 +204,11 @@ def format_policies(figures: dict[str, Any]) -> str:
   for name in figures["score"]:
     row = {"policy": name}
     if "gold_score" in figures:
-      row["gold score"] = interval(figures["gold_score_intervals"][name])
-    row["rm score"] = interval(figures["score_intervals"][name])
+      row["gold score"] = intervals.shown(
+          figures["gold_score_intervals"][name])
+    row["rm score"] = intervals.shown(figures["score_intervals"][name])
     row["win rate"] = (
-        interval(figures["win_rate"][name], percent=True)
+        intervals.percent(figures["win_rate"][name])
         if name in figures["win_rate"] else "-")
     row["KL"] = f"{figures['kl'][name]:.2f}"
     row["pretrain loss"] = f"{figures['pretrain_loss'][name]:.4f}"
@@ -213,11 +216,3 @@ def format_policies(figures: dict[str, Any]) -> str:
     row["ended"] = f"{100 * figures['ended'][name]:.0f} %"
     rows.append(row)
   return tabulate.tabulate(rows, headers="keys", disable_numparse=True)
-
-
-def interval(value: dict[str, float], percent: bool = False) -> str:
-  scale, unit = (100, " %") if percent else (1, "")
-  digits = 1 if percent else 3
-  half = (value["high"] - value["low"]) / 2
-  mean, half = (f"{scale * x:.{digits}f}" for x in (value["mean"], half))
-  return f"{mean} ± {half}{unit}"

@@ -108,7 +108,7 @@ def test_folds_are_dealt_before_the_other_limits():
   assert found == [
       r for r in TRAIN if r["labeler_id"] != "a"
       and splits.half_of(r["prompt"]) == 0][:4]
-  fold = streams.labeler_fold(make(fold=(0, 5)), "rm", TRAIN)
+  fold = streams.labeler_fold(make(fold=(0, 5)), "rm")
   assert (fold.inside, fold.heldout) == (set("bcde"), {"a"})
 
 

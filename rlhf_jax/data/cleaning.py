@@ -244,16 +244,15 @@ def _overlapping_sets(rows: list[Row]) -> set[tuple[str, str]]:
   Two sets with a query in common hold each other's responses and may fall into
   different splits; of their homes the first by name keeps it.
   """
-  few_shots = [row for row in rows if row.record.get("few_shot_set")]
+  asked = [
+      (few_shot.question(row.record["prompt"]), _home(row),
+       row.record["few_shot_set"])
+      for row in rows if row.record.get("few_shot_set")
+  ]
   homes = {}
-  for row in few_shots:
-    query = few_shot.question(row.record["prompt"])
-    homes[query] = min(homes.get(query, _home(row)), _home(row))
-  return {
-      (_home(row), row.record["few_shot_set"])
-      for row in few_shots
-      if homes[few_shot.question(row.record["prompt"])] != _home(row)
-  }
+  for query, home, _ in asked:
+    homes[query] = min(homes.get(query, home), home)
+  return {(home, name) for query, home, name in asked if homes[query] != home}
 
 
 def _home(row: Row) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 import tabulate
 
-from rlhf_jax.evals import agreement, intervals, reward_model
+from rlhf_jax.evals import agreement, intervals
 from rlhf_jax.labelers import Ranking
 
 SENSITIVE = (  # of Table 3
@@ -176,7 +176,7 @@ def shortcomings(found: Mapping[str, Any], cutoffs: Cutoffs,
 def format_report(report: Mapping[str, Any]) -> str:
   """One line a candidate, and what there is to say of the reference."""
   reference, cutoffs = report["reference"], report["cutoffs"]
-  percent = lambda value: reward_model.percent(value) if value else "-"
+  percent = lambda value: intervals.percent(value) if value else "-"
   rows = [
       (name, found["tasks"], found["pairs"], percent(found["agreement"]),
        percent(found["flag_agreement"]),

@@ -35,3 +35,17 @@ def ratio(
 def mean(values: Sequence[float]) -> dict[str, float]:
   """The mean of independent values: mean, low, high, n."""
   return ratio(values, np.ones(len(values)))
+
+
+def shown(value: dict[str, float]) -> str:
+  """As tables print it: mean and half the interval's width."""
+  return f"{value['mean']:.3f} ± {half_width(value):.3f}"
+
+
+def percent(value: dict[str, float]) -> str:
+  """The same of a share, in percent."""
+  return f"{100 * value['mean']:.1f} ± {100 * half_width(value):.1f} %"
+
+
+def half_width(value: dict[str, float]) -> float:
+  return (value["high"] - value["low"]) / 2

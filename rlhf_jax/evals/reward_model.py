@@ -7,6 +7,7 @@ import tabulate
 
 from rlhf_jax import labelers
 from rlhf_jax.evals import calibration, lengths, ranking
+from rlhf_jax.evals.intervals import percent
 from rlhf_jax.run import Run
 
 
@@ -129,11 +130,6 @@ def format_report(name: str, found: dict[str, Any]) -> str:
        _correlation(value["within_prompt"] and value["within_prompt"]["mean"]))
       for name, value in found["length_correlation"].items())))
   return "\n\n".join(parts)
-
-
-def percent(value: dict[str, float]) -> str:
-  half = (value["high"] - value["low"]) / 2
-  return f"{100 * value['mean']:.1f} ± {100 * half:.1f} %"
 
 
 def _correlation(value: float | None) -> str:

@@ -166,8 +166,7 @@ class Measure:
     self._settings = run.config[stage]
     self._scorer = scoring.Scorer(run, model, self._settings.eval_batch_size)
     self._rows = list(run.comparisons(stage, "validation"))
-    self._fold = streams.labeler_fold(
-        run, stage, run.comparisons(stage, "train"))
+    self._fold = streams.labeler_fold(run, stage)
 
   def scores(self, params) -> list[list[float]]:
     """One of each response of the validation comparisons."""
