@@ -106,26 +106,32 @@ def _as_mapping(axis_rules: AxisRules) -> dict[str, Any]:
 
 
 def spec_for(
-    logical: Sequence[str | None], axis_rules: AxisRules
+    logical: Sequence[str | None], axis_rules: AxisRules,
+    first: str | None = None,
 ) -> PartitionSpec:
-  """Logical axis names -> PartitionSpec; a mesh axis is used once."""
+  """Logical axis names -> PartitionSpec; a mesh axis is used once.
+
+  It goes to the logical axis `first`, or else to the leftmost that wants it.
+  """
   rules = _as_mapping(axis_rules)
   used: set[str] = set()
-  entries = []
-  for name in logical:
+  entries: dict[int, Any] = {}
+  for place in sorted(range(len(logical)), key=lambda i: logical[i] != first):
+    name = logical[place]
     if name is not None and name not in LOGICAL_AXES:
       raise ValueError(f"unknown logical axis {name!r}")
     axes = rules.get(name)
     axes = (axes,) if isinstance(axes, str) else tuple(axes or ())
     axes = tuple(a for a in axes if a not in used)
     used.update(axes)
-    entries.append(
-        None if not axes else axes[0] if len(axes) == 1 else axes
-    )
-  return PartitionSpec(*entries)
+    entries[place] = (
+        None if not axes else axes[0] if len(axes) == 1 else axes)
+  return PartitionSpec(*(entries[i] for i in range(len(logical))))
 
 
-def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
+def constrain(
+    x: jax.Array, *logical: str | None, first: str | None = None
+) -> jax.Array:
   """Constrains an activation; nothing happens where no mesh is current."""
   unknown = set(logical) - LOGICAL_AXES - {None}
   if unknown or len(logical) != x.ndim:
@@ -134,7 +140,7 @@ def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
   if rules is None or jax.sharding.get_abstract_mesh().empty:
     return x
   return jax.lax.with_sharding_constraint(
-      x, spec_for(logical, tuple(rules.items()))
+      x, spec_for(logical, tuple(rules.items()), first)
   )
 
 

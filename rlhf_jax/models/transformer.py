@@ -231,8 +231,8 @@ class Transformer(nn.Module):
 
   def embed(self, tokens, positions, *, deterministic=True):
     """tokens, positions [B, L] -> [B, L, D] in the compute dtype."""
-    x = lookup(self.token_embedding, tokens, "vocab")
-    x = x + lookup(self.position_embedding, positions, None)
+    x = lookup(self.token_embedding, tokens)
+    x = x + lookup(self.position_embedding, positions)
     x = x.astype(jnp.dtype(self.config.dtype))
     return self.dropout(x, deterministic=deterministic)
 
@@ -240,10 +240,17 @@ class Transformer(nn.Module):
     return constrain(self.final_norm(x), "batch", "length", "embed")
 
 
-def lookup(table: nn.Embed, ids, rows: str | None):
-  """Rows of an embedding, its width gathered first: from a cut width every
-  device would look up the whole batch."""
-  return jnp.take(constrain(table.embedding, rows, None), ids, axis=0)
+def lookup(table: nn.Embed, ids):
+  """Rows of an embedding, [B, L] -> [B, L, D].
+
+  Every device looks its part of the width up, for all rows of those that it
+  shares the table with, and gets whole rows of its own batch in exchange: of a
+  large table and its gradient no device ever holds more than its part.
+  """
+  ids = constrain(ids, None, None)
+  x = jnp.take(table.embedding, ids, axis=0)
+  x = constrain(x, "batch", "length", "embed", first="embed")
+  return constrain(x, "batch", "length", "embed")
 
 
 def positions_of(mask):
