@@ -379,6 +379,7 @@ def ppo(size: str, *, ptx_coef: float) -> dict:
       reward_model="rm",  # start of the critic as well
       num_iters=num_iters,
       batch_size=batch_size,  # episodes an iteration
+      num_rollout_parts=1,  # sampled one after the other: less memory
       # pretraining windows an iteration: 8 an episode in the paper
       ptx_batch_size=batch_size * (1 if mini else 8),
       reward_unit="sd" if mini else "raw",  # one SD of the scores, or as is

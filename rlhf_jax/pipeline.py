@@ -44,7 +44,9 @@ def run_all(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
   """
   started = time.monotonic()
   workdir = epath.Path(workdir)
-  config_lib.validate(config, jax.device_count(), jax.process_count())
+  config_lib.validate(
+      config, jax.device_count(), jax.process_count(),
+      slice_count=sharding.slice_count(jax.devices()))
   check_workdir(config, workdir)
   run = make_run(config, workdir)
   check_inputs(run)

@@ -13,9 +13,11 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from rlhf_jax import train_state
 from rlhf_jax.models import transformer
 from rlhf_jax.models.policy import Policy
 from rlhf_jax.models.transformer import Block
+from rlhf_jax.sharding import constrain
 
 
 @flax.struct.dataclass
@@ -66,7 +68,8 @@ def make_generate(
 
   Returns:
     A pure function to be jitted. `row_ids` int32 [B] name the noise of a row:
-    two rows with the same key and id share it, others do not.
+    two rows with the same key and id share it, others do not. Rows, caches
+    and logits lie as the axis rules say that are current when it is traced.
   """
   config = model.config
   pad_id = config.vocab_size
@@ -79,6 +82,9 @@ def make_generate(
       raise ValueError(
           f"prompts of {prompt_length} and responses of {response_length} "
           f"tokens exceed context_length={config.context_length}")
+    prompt_tokens, prompt_mask = (
+        constrain(x, "batch", "length") for x in (prompt_tokens, prompt_mask))
+    row_ids = constrain(row_ids, "batch")
     forward = make_cached_forward(model, params)
     row_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, row_ids)
     num_prompt_tokens = prompt_mask.sum(-1).astype(jnp.int32)  # [B]
@@ -123,10 +129,29 @@ def make_generate(
     state = sample(state.replace(caches=caches), logits)
     state = jax.lax.while_loop(
         lambda s: (s.step < response_length) & ~s.done.all(), decode, state)
-    return Rollout(
-        prompt_tokens, prompt_mask, state.tokens, state.mask, state.logprobs)
+    # or the loop would take the shards that the caller wants of the result
+    sampled = (constrain(x, "batch", "length")
+               for x in (state.tokens, state.mask, state.logprobs))
+    return Rollout(prompt_tokens, prompt_mask, *sampled)
 
   return generate
+
+
+def in_parts(generate: Callable[..., Rollout], num_parts: int):
+  """The same of `num_parts` parts of the rows, one after the other.
+
+  It takes the memory of one part, and a sample is the same in any number of
+  them. Every device keeps its own rows: no data moves.
+  """
+  if num_parts == 1:
+    return generate
+
+  def generate_parts(params, key, *rows):
+    parts = train_state.split_rows(rows, num_parts)
+    return train_state.merge_rows(
+        jax.lax.map(lambda part: generate(params, key, *part), parts))
+
+  return generate_parts
 
 
 def sample_token(keys, logits, temperature):
@@ -146,9 +171,12 @@ def sample_token(keys, logits, temperature):
 
 
 def empty_caches(config, batch: int, length: int):
-  """Zeroed keys and values, [B, H, S, K] a block, in the compute dtype."""
+  """Zeroed keys and values, [B, H, S, K] a block, in the compute dtype,
+  created in their shards."""
   shape = (batch, config.num_heads, length, config.head_dim)
-  zeros = lambda: jnp.zeros(shape, jnp.dtype(config.dtype))
+  zeros = lambda: constrain(
+      jnp.zeros(shape, jnp.dtype(config.dtype)),
+      "batch", "heads", "length", None)
   return tuple((zeros(), zeros()) for _ in range(config.num_layers))
 
 

@@ -104,8 +104,11 @@ class Run:
         process_count=jax.process_count())
 
   def batch_size_for(self, num_rows: float) -> int:
-    """The smallest global batch that holds so many and cuts into shards."""
-    shards = sharding.batch_shards(dict(self.mesh.shape), self.axis_rules)
+    """The smallest global batch that holds so many and cuts into the shards
+    of training and of decoding."""
+    shards = math.lcm(*(
+        sharding.batch_shards(self.mesh.shape, rules)
+        for rules in (self.axis_rules, self.config.decode.axis_rules)))
     return math.ceil(num_rows / shards) * shards
 
   def put(self, batch: Any) -> Any:

@@ -1,6 +1,6 @@
 """Responses of a policy: the decode layout, and text in, text out."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 import functools
 from typing import Any
@@ -11,36 +11,86 @@ import numpy as np
 from rlhf_jax import rollout, sharding
 from rlhf_jax.models.policy import Policy
 from rlhf_jax.rollout import Rollout
-from rlhf_jax.run import Run
+from rlhf_jax.run import Run, init_params
+
+
+@dataclasses.dataclass(frozen=True)
+class Generate:
+  """`generate(params, key, rows) -> Rollout`, as two jitted functions.
+
+  Rows hold `prompt_tokens`, `prompt_mask` [B, P] and `row_ids` [B], by the
+  rules of training, as does the Rollout. Call it under `sharding.use`.
+
+  Attributes:
+    to_decode_layout: params -> their copy in the dtype and shards of decoding.
+    sample: (that copy, key, prompt_tokens, prompt_mask, row_ids) -> Rollout.
+  """
+
+  to_decode_layout: Callable[[Any], Any]
+  sample: Callable[..., Rollout]
+
+  def __call__(
+      self, params: Any, key: jax.Array, rows: Mapping[str, Any]) -> Rollout:
+    return self.sample(
+        self.to_decode_layout(params), key, rows["prompt_tokens"],
+        rows["prompt_mask"], rows["row_ids"])
 
 
 def make_generate(
-    run: Run, policy: Policy, *, temperature: float
-) -> Callable[..., Rollout]:
-  """Builds `generate(params, key, rows) -> Rollout`, jitted.
+    run: Run, policy: Policy, *, temperature: float, num_parts: int = 1
+) -> Generate:
+  """Builds the run's Generate for a policy's parameters."""
+  return make_sharded_generate(
+      policy, mesh=run.mesh, axis_rules=run.axis_rules,
+      decode_dtype=run.config.decode.dtype,
+      decode_axis_rules=run.config.decode.axis_rules,
+      response_length=run.response_length, temperature=temperature,
+      eos_id=run.tokenizer.eos_id, num_parts=num_parts)
 
-  Rows hold `prompt_tokens`, `prompt_mask` [B, P] and `row_ids` [B]. Decoding
-  has its own layout (dtype and sharding), made once a call.
+
+def make_sharded_generate(
+    policy: Policy, *, mesh: jax.sharding.Mesh,
+    axis_rules: sharding.AxisRules, decode_dtype: str,
+    decode_axis_rules: sharding.AxisRules, response_length: int,
+    temperature: float, eos_id: int, num_parts: int,
+) -> Generate:
+  """Builds Generate; neither array nor device is needed to lower its parts.
+
+  Args:
+    policy: whose parameters are given, in the shards of `axis_rules`.
+    mesh: where all is.
+    axis_rules: of training.
+    decode_dtype: of the parameters' copy, the cache and all computation.
+    decode_axis_rules: of that copy, the cache and the activations.
+    response_length: T.
+    temperature: divides the logits; 0 takes the most likely token.
+    eos_id: ends a response.
+    num_parts: of a batch, sampled one after the other; memory only.
   """
-  decode = run.config.decode
-  decode_model = Policy(
-      dataclasses.replace(policy.config, dtype=decode.dtype))
-  decode_shardings = sharding.shardings_for(
-      run.abstract_params(policy), run.mesh, decode.axis_rules)
-  to_decode_layout = jax.jit(
-      lambda params: jax.tree.map(lambda x: x.astype(decode.dtype), params),
-      out_shardings=decode_shardings)
-  sample = jax.jit(
+  abstract = jax.eval_shape(lambda: init_params(policy, jax.random.key(0)))
+  training, decoding = (
+      sharding.shardings_for(abstract, mesh, rules)
+      for rules in (axis_rules, decode_axis_rules))
+  one_sample = rollout.in_parts(
       rollout.make_generate(
-          decode_model, response_length=run.response_length,
-          temperature=temperature, eos_id=run.tokenizer.eos_id),
-      out_shardings=sharding.batch_sharding(run.mesh, run.axis_rules))
+          Policy(dataclasses.replace(policy.config, dtype=decode_dtype)),
+          response_length=response_length, temperature=temperature,
+          eos_id=eos_id),
+      num_parts)
 
-  def generate(params, key, rows):
-    return sample(to_decode_layout(params), key, rows["prompt_tokens"],
-                  rows["prompt_mask"], rows["row_ids"])
+  def to_decode_layout(params):
+    return jax.tree.map(
+        lambda x, *shardings: sharding.move(x.astype(decode_dtype), *shardings),
+        params, training, decoding)
 
-  return generate
+  def sample(params, key, *rows):
+    with sharding.use_rules(decode_axis_rules):
+      return one_sample(params, key, *rows)
+
+  return Generate(
+      jax.jit(to_decode_layout, out_shardings=decoding),
+      jax.jit(sample, out_shardings=sharding.batch_sharding(
+          mesh, axis_rules)))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,10 +9,11 @@ paths end alike. Models name logical axes only, through `constrain`.
 import contextlib
 import contextvars
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
+from jax.experimental import mesh_utils
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -52,19 +53,44 @@ def make_mesh(
   """A mesh of `data x fsdp x tensor` devices; one size may be -1 (the rest).
 
   Raises:
-    ValueError: the sizes do not multiply to the number of devices.
+    ValueError: the sizes do not multiply to the number of devices, or slices
+      do not divide over `data`.
   """
   devices = list(devices if devices is not None else jax.devices())
   sizes = mesh_sizes(data=data, fsdp=fsdp, tensor=tensor,
-                     device_count=len(devices))
-  return jax.make_mesh(
-      sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(sizes),
-      devices=devices,
-  )
+                     device_count=len(devices),
+                     slice_count=slice_count(devices))
+  return Mesh(arrange(devices, sizes), MESH_AXES,
+              axis_types=(AxisType.Auto,) * len(sizes))
+
+
+def slice_count(devices: Sequence[Any]) -> int:
+  """TPU slices that the devices are of; 1 on other platforms."""
+  if devices[0].platform != "tpu":
+    return 1
+  return len({d.slice_index for d in devices})
+
+
+def arrange(devices: Sequence[Any], sizes: tuple[int, int, int]) -> np.ndarray:
+  """Devices as an array [data, fsdp, tensor], near ones along the last axes.
+
+  The network between TPU slices is slow, so that they lie along `data`,
+  outermost, which costs one sum of gradients a step. Within a slice a mesh
+  axis may take a part of a physical one: 8x8x1 fits a torus of 4x4x4.
+  """
+  slices = slice_count(devices)
+  if slices == 1:
+    return mesh_utils.create_device_mesh(
+        sizes, devices, allow_split_physical_axes=True)
+  data, fsdp, tensor = sizes
+  return mesh_utils.create_hybrid_device_mesh(
+      (data // slices, fsdp, tensor), (slices, 1, 1), devices,
+      allow_split_physical_axes=True)
 
 
 def mesh_sizes(
-    *, data: int, fsdp: int, tensor: int, device_count: int
+    *, data: int, fsdp: int, tensor: int, device_count: int,
+    slice_count: int = 1,
 ) -> tuple[int, int, int]:
   """The three sizes with -1 filled in, or a ValueError with both numbers."""
   sizes = [data, fsdp, tensor]
@@ -81,16 +107,33 @@ def mesh_sizes(
         f"{asked} needs {int(np.prod(sizes))} devices, but {device_count} are "
         "present; change config.mesh so that the product is the device count."
     )
+  if sizes[0] % slice_count:
+    raise ValueError(
+        f"{asked}: data={sizes[0]} is not a multiple of the {slice_count} TPU "
+        "slices, which are laid along data; make config.mesh.data a multiple "
+        f"of {slice_count}, and fsdp x tensor a divisor of the "
+        f"{device_count // slice_count} devices of a slice."
+    )
   return tuple(sizes)
 
 
 @contextlib.contextmanager
 def use(mesh: Mesh, axis_rules: AxisRules):
   """Makes `mesh` and `axis_rules` current for tracing and running."""
+  with use_rules(axis_rules), jax.set_mesh(mesh):
+    yield
+
+
+@contextlib.contextmanager
+def use_rules(axis_rules: AxisRules):
+  """Makes other rules current, for tracing only.
+
+  Enter it within the function that is jitted: a jit does not know of rules,
+  and around its call they would be those of its first call for ever.
+  """
   token = _rules.set(_as_mapping(axis_rules))
   try:
-    with jax.set_mesh(mesh):
-      yield
+    yield
   finally:
     _rules.reset(token)
 
@@ -120,9 +163,7 @@ def spec_for(
     name = logical[place]
     if name is not None and name not in LOGICAL_AXES:
       raise ValueError(f"unknown logical axis {name!r}")
-    axes = rules.get(name)
-    axes = (axes,) if isinstance(axes, str) else tuple(axes or ())
-    axes = tuple(a for a in axes if a not in used)
+    axes = tuple(a for a in mesh_axes([rules.get(name)]) if a not in used)
     used.update(axes)
     entries[place] = (
         None if not axes else axes[0] if len(axes) == 1 else axes)
@@ -142,6 +183,29 @@ def constrain(
   return jax.lax.with_sharding_constraint(
       x, spec_for(logical, tuple(rules.items()), first)
   )
+
+
+def move(x: jax.Array, source: NamedSharding, target: NamedSharding):
+  """An array of a jitted function, from its shards into others.
+
+  Mesh axes that are of no use in the end are gathered first, the others move
+  then: from one to the other at once XLA copies the array whole to every
+  device. What was computed of `x` until now is computed in `source`.
+  """
+  used = set(mesh_axes(target.spec))
+  kept = [tuple(a for a in mesh_axes([entry]) if a in used)
+          for entry in source.spec]
+  between = NamedSharding(source.mesh, PartitionSpec(*kept))
+  for each in (source, between, target):
+    x = jax.lax.with_sharding_constraint(x, each)
+  return x
+
+
+def mesh_axes(spec: Iterable[str | tuple[str, ...] | None]) -> tuple[str, ...]:
+  """All mesh axes that a PartitionSpec, or a part of it, names."""
+  return tuple(
+      axis for entry in spec
+      for axis in ((entry,) if isinstance(entry, str) else entry or ()))
 
 
 def logical_axes(path: str, ndim: int) -> tuple[str | None, ...]:
@@ -186,8 +250,8 @@ def shardings_for(tree: Any, mesh: Mesh, axis_rules: AxisRules) -> Any:
 
 def check_divides(name, shape, spec, mesh) -> None:
   """Raises ValueError when a sharded axis of `shape` does not divide."""
-  for size, axes in zip(shape, spec):
-    axes = (axes,) if isinstance(axes, str) else axes or ()
+  for size, entry in zip(shape, spec):
+    axes = mesh_axes([entry])
     parts = int(np.prod([mesh.shape[a] for a in axes]))
     if size % parts:
       raise ValueError(
@@ -207,8 +271,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def batch_shards(mesh_shape: Mapping[str, int], axis_rules: AxisRules) -> int:
   """Into how many parts the batch axis is cut."""
-  axes = dict(axis_rules).get("batch") or ()
-  axes = (axes,) if isinstance(axes, str) else axes
+  axes = mesh_axes([dict(axis_rules).get("batch")])
   return int(np.prod([mesh_shape[a] for a in axes]))
 
 

@@ -38,8 +38,8 @@ _SELECTS = ("every_eval_steps", "eval_batch_size", "max_eval_batches")
 # How often and in how many parts: a finished stage does not depend on it.
 _NOT_A_RESULT = frozenset(
     "every_log_steps every_eval_steps every_save_steps keep_checkpoints "
-    "num_microbatches num_ptx_microbatches eval_batch_size max_eval_batches "
-    "remat scan_unroll".split())
+    "num_microbatches num_ptx_microbatches num_rollout_parts eval_batch_size "
+    "max_eval_batches remat scan_unroll".split())
 
 
 class ConfigError(ValueError):
@@ -51,6 +51,7 @@ def validate(
     device_count: int,
     process_count: int = 1,
     *,
+    slice_count: int = 1,
     check_inputs: bool = True,
 ) -> None:
   """Checks an experiment before anything is compiled or written.
@@ -59,6 +60,7 @@ def validate(
     config: the experiment, overrides applied.
     device_count: devices of all processes together.
     process_count: processes that each load a part of every batch.
+    slice_count: TPU slices that the devices are of.
     check_inputs: also that all inputs are named and there: folders in
       `config.inputs`, data files, tokenizer. False to plan a run.
 
@@ -74,7 +76,7 @@ def validate(
       *model_errors(tree),
       *data_errors(tree),
       *(e for stage in active(tree) for e in stage_errors(tree, stage)),
-      *mesh_errors(tree, device_count, process_count),
+      *mesh_errors(tree, device_count, process_count, slice_count),
       *(file_errors(tree) if check_inputs else ()),
   ))
 

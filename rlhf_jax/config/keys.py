@@ -103,7 +103,7 @@ KEYS = {
         "anything": "init_from collected optimizer"},
     "rm.optimizer": _COSINE_ADAM,
     "ppo": {
-        ">= 1": "num_iters batch_size keep_checkpoints",
+        ">= 1": "num_iters batch_size num_rollout_parts keep_checkpoints",
         ">= 0": "ptx_batch_size every_save_steps",
         "one of": "reward_unit",
         "anything": "init_from reward_model method optimizer "

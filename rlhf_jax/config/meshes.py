@@ -1,31 +1,37 @@
 """Rules of the mesh: what must divide over its devices."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 import math
 from typing import Any
 
 from rlhf_jax import sharding
 from rlhf_jax.config.names import Tree, active, kind_of, lm_streams, nearest
 
+_TRAINING, _DECODING = "config.axis_rules", "config.decode.axis_rules"
+# What the parts of a batch are called by the one and the other.
+_SHARDS = {_TRAINING: "batch shards", _DECODING: "batch shards of decoding"}
+
 
 def mesh_errors(
-    tree: Tree, device_count: int, process_count: int
+    tree: Tree, device_count: int, process_count: int, slice_count: int
 ) -> Iterator[str]:
-  rules_by_name = {"config.axis_rules": tree["axis_rules"],
-                   "config.decode.axis_rules": tree["decode"]["axis_rules"]}
+  rules_by_name = {_TRAINING: tree["axis_rules"],
+                   _DECODING: tree["decode"]["axis_rules"]}
   unknown = [e for name, rules in rules_by_name.items()
              for e in _axis_rule_errors(name, rules)]
   if unknown:
     yield from unknown
     return
   try:
-    sizes = sharding.mesh_sizes(**tree["mesh"], device_count=device_count)
+    sizes = sharding.mesh_sizes(
+        **tree["mesh"], device_count=device_count, slice_count=slice_count)
   except ValueError as error:
     yield str(error)
     return
   mesh = dict(zip(sharding.MESH_AXES, sizes))
   for name, rules in rules_by_name.items():
-    yield from _divides_errors(tree, name, rules, mesh)
+    models = ("model", "rm_model") if name == _TRAINING else ("model",)
+    yield from _divides_errors(tree, models, name, rules, mesh)
   shards = sharding.batch_shards(mesh, tree["axis_rules"])
   if shards % process_count:
     yield (
@@ -34,7 +40,7 @@ def mesh_errors(
         "loads its own rows, so make config.mesh.data x fsdp a multiple of "
         f"{process_count}.")
   for stage in active(tree):
-    yield from _batch_errors(tree, stage, shards, mesh)
+    yield from _batch_errors(tree, stage, rules_by_name, mesh)
 
 
 def _axis_rule_errors(name: str, rules) -> Iterator[str]:
@@ -48,8 +54,10 @@ def _axis_rule_errors(name: str, rules) -> Iterator[str]:
                f"are {sharding.MESH_AXES}.")
 
 
-def _divides_errors(tree: Tree, name: str, rules, mesh) -> Iterator[str]:
-  for model in ("model", "rm_model"):
+def _divides_errors(
+    tree: Tree, models: Iterable[str], name: str, rules, mesh
+) -> Iterator[str]:
+  for model in models:
     sizes = tree[model]
     rows = -(-(sizes["vocab_size"] + 1) // max(sizes["vocab_multiple"], 1)) * (
         sizes["vocab_multiple"])
@@ -71,47 +79,63 @@ def _divides_errors(tree: Tree, name: str, rules, mesh) -> Iterator[str]:
             f"{math.gcd(length, parts)}.")
 
 
-def _batch_sizes(tree: Tree, stage: str) -> Iterator[tuple[str, int, Tree]]:
-  """(key, rows for each of its units, into what the rows are cut)."""
+def _batch_sizes(
+    tree: Tree, stage: str
+) -> Iterator[tuple[str, int, str, Tree]]:
+  """(key, rows for each of its units, the rules by which they lie, into what
+  else they are cut)."""
   settings, kind = tree[stage], kind_of(stage)
   if kind in ("lm", "rm"):
     parts = {"microbatches": settings["num_microbatches"]}
     keys = (lm_streams(settings).values() if kind == "lm"
             else ("batch_size",))
-    yield from ((key, 1, parts) for key in keys)
-    yield "eval_batch_size", 1, {}
+    yield from ((key, 1, _TRAINING, parts) for key in keys)
+    yield "eval_batch_size", 1, _TRAINING, {}
   if kind == "collect":
-    yield "prompts_per_batch", settings["max_responses"], {}
+    for rules in (_TRAINING, _DECODING):
+      yield "prompts_per_batch", settings["max_responses"], rules, {}
   if kind in ("select", "evaluate"):
-    yield "batch_size", 1, {}
+    for rules in (_TRAINING, _DECODING):
+      yield "batch_size", 1, rules, {}
   if kind == "ppo":
     method = settings["method"]
-    yield "batch_size", 1, {
+    yield "batch_size", 1, _TRAINING, {
         "minibatches": method["num_minibatches"],
         "microbatches": method["num_microbatches"]}
+    yield "batch_size", 1, _DECODING, {
+        "rollout parts": settings["num_rollout_parts"]}
     if method["ptx_coef"] > 0:
-      yield "ptx_batch_size", 1, {
+      yield "ptx_batch_size", 1, _TRAINING, {
           "epochs": method["num_epochs"],
           "minibatches": method["num_minibatches"],
           "ptx microbatches": method["num_ptx_microbatches"]}
 
 
 def _batch_errors(
-    tree: Tree, stage: str, shards: int, mesh: dict[str, int]
+    tree: Tree, stage: str, rules_by_name: Tree, mesh: dict[str, int]
 ) -> Iterator[str]:
   """Every batch must cut into equal parts, each over all batch shards."""
-  for key, rows_each, parts in _batch_sizes(tree, stage):
-    size, cuts = tree[stage][key], {"batch shards": shards, **parts}
+  found, units = [], {}
+  for key, rows_each, rules, parts in _batch_sizes(tree, stage):
+    shards = sharding.batch_shards(mesh, rules_by_name[rules])
+    cuts = {_SHARDS[rules]: shards, **parts}
     multiple = math.prod(cuts.values())
-    if size < 1 or multiple < 1 or size * rows_each % multiple == 0:
+    if tree[stage][key] < 1 or multiple < 1:
+      continue  # another rule's, or not used
+    found.append((key, rows_each, rules, cuts))
+    units[key] = math.lcm(
+        units.get(key, 1), multiple // math.gcd(multiple, rows_each))
+  for key, rows_each, rules, cuts in found:
+    size, multiple = tree[stage][key], math.prod(cuts.values())
+    if key not in units or size * rows_each % multiple == 0:
       continue
     rows = f" x {rows_each} responses" if rows_each > 1 else ""
-    unit = multiple // math.gcd(multiple, rows_each)
     yield (
         f"config.{stage}.{key} = {size}{rows} is not a multiple of {multiple} "
         f"({' x '.join(f'{n} {name}' for name, n in cuts.items())}; "
-        f"{_mesh_text(mesh)}); use e.g. {nearest(size, unit)}, or fewer "
-        "parts: devices of config.mesh.tensor cut no batch.")
+        f"{_mesh_text(mesh)}); use e.g. {nearest(size, units[key])}, or fewer "
+        f"parts: only mesh axes of 'batch' in {rules} cut a batch.")
+    units.pop(key)  # one message a key: its way out suits all its rules
 
 
 def _as_tuple(axes: Any) -> tuple[str, ...]:

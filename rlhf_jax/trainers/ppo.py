@@ -442,7 +442,8 @@ def train(run: Run, stage: str) -> dict[str, Any]:
         make_ppo_step(policy, critic, tx, critic_tx, settings),
         donate_argnums=0, out_shardings=(shardings, None))
     generate = sampler.make_generate(
-        run, policy, temperature=settings.temperature)
+        run, policy, temperature=settings.temperature,
+        num_parts=config.num_rollout_parts)
     prompts = streams.prompts(run, stage, config.batch_size)
     ptx = pretrain_tokens(run, stage, config)
     key_sample, key_perm = jax.random.split(run.key(stage))
