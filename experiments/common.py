@@ -92,11 +92,11 @@ def base(name: str, size: str, stages: tuple[str, ...]) -> ConfigDict:
       inputs={stage: "" for stage in (*STAGES, *stages)},
       model=model(size),
       rm_model=model(reward_model_size(size)),  # reward model and critic
-      mesh=mesh(),
+      mesh=mesh(size),
       axis_rules=AXIS_RULES,
       decode=dict(
           dtype="float32" if size == MINI else "bfloat16",
-          axis_rules=AXIS_RULES,
+          axis_rules=decode_axis_rules(size),
       ),
       data=data(size),
       smallworld=smallworld(),
@@ -104,9 +104,26 @@ def base(name: str, size: str, stages: tuple[str, ...]) -> ConfigDict:
   ))
 
 
-def mesh() -> dict:
+# Size -> (fsdp, tensor) devices; `data` takes the rest. Decoding cuts heads
+# over fsdp x tensor (175b: over tensor), so these divide the heads. The plans
+# of docs/plans.md are made with them.
+MESHES = {
+    "125m": (4, 1), "350m": (8, 1), "760m": (8, 1), "1.3b": (16, 1),
+    "2.7b": (16, 1), "6b": (16, 1), "13b": (8, 1), "175b": (64, 8),
+}
+
+
+def size_of_16_shards(size: str) -> bool:
+  """Whether batches are cut for 16 chips of 16 GB, or for 64 of more."""
+  return PAPER_ROW.get(size) == "1.3b"
+
+
+def mesh(size: str) -> dict:
   """Devices along each axis; -1 takes the rest."""
-  return dict(data=1, fsdp=-1, tensor=1)
+  if size == MINI:
+    return dict(data=1, fsdp=-1, tensor=1)
+  fsdp, tensor = MESHES[size]
+  return dict(data=-1, fsdp=fsdp, tensor=tensor)
 
 
 # logical axis -> mesh axes (logical axes of parameters: rlhf_jax/sharding.py)
@@ -117,6 +134,18 @@ AXIS_RULES = (
     ("heads", "tensor"),
     ("vocab", "tensor"),
 )
+
+
+def decode_axis_rules(size: str) -> tuple:
+  """Weights are cut by heads, mlp and vocabulary, so that no token waits for
+  them to be gathered; the cache by batch and heads."""
+  if size == MINI:
+    return AXIS_RULES
+  batch, cut = ("data", ("fsdp", "tensor"))
+  if size == "175b":  # 96 heads do not divide over 512
+    batch, cut = (("data", "fsdp"), "tensor")
+  return (("batch", batch), ("embed", None), ("mlp", cut), ("heads", cut),
+          ("vocab", cut))
 
 
 def data(size: str) -> dict:
@@ -196,7 +225,9 @@ def pretrain(size: str) -> dict:
       num_steps=num_steps,
       num_epochs=0,
       dropout_rate=0.0,
-      num_microbatches=1,
+      # of 64 rows, or at 1.3b and less of 16
+      num_microbatches=1 if size == MINI else batch_size // (
+          16 if size_of_16_shards(size) else 64),
       select="last",
       eval_streams=("pretrain",),
       optimizer=adam(learning_rate=rate, final_fraction=0.1,
@@ -266,7 +297,7 @@ def language_model(*, size: str, **settings) -> dict:
   """Settings of a `trainers/lm.py` stage with the cadences of its size."""
   mini = size == MINI
   return dict(
-      eval_batch_size=32,
+      eval_batch_size=32 if mini else 64,
       max_eval_batches=16,
       every_log_steps=10,
       every_eval_steps=250 if mini else 500,
@@ -291,7 +322,7 @@ def collect(size: str) -> dict:
       min_responses=4,
       max_responses=9,
       temperature=1.0,
-      prompts_per_batch=32,
+      prompts_per_batch=32 if mini else 64,
       num_train_labels=2,  # labelers of a validation prompt, of each group
       num_heldout_labels=2,
   )
@@ -332,7 +363,9 @@ def rm(size: str) -> dict:
       max_responses=9,
       num_epochs=2 if mini else 1,
       denominator="kept",  # pairs: "kept" (ties dropped) | "all_pairs"
-      num_microbatches=1 if mini else 8,
+      # parts of a batch of blocks, and of the rows of every block
+      num_microbatches=4 if size_of_16_shards(size) else 1,
+      num_row_parts=1 if mini else 9,
       eval_batch_size=128 if mini else 64,
       every_log_steps=5,
       every_save_steps=50,
@@ -357,7 +390,8 @@ def rm_pairs(size: str) -> dict:
       # blocks: of some ten pairs at mini, else of one
       batch_size=40 if mini else 1_024,
       block_rows=5 if mini else 2,
-      num_microbatches=5 if mini else 32,  # each of the size of one of `rm`
+      num_microbatches=5 if mini else 16,  # each of the size of one of `rm`
+      num_row_parts=1 if mini else 2,
   )
 
 
@@ -379,7 +413,8 @@ def ppo(size: str, *, ptx_coef: float) -> dict:
       reward_model="rm",  # start of the critic as well
       num_iters=num_iters,
       batch_size=batch_size,  # episodes an iteration
-      num_rollout_parts=1,  # sampled one after the other: less memory
+      # sampled one after the other: less memory
+      num_rollout_parts=8 if size_of_16_shards(size) else 1,
       # pretraining windows an iteration: 8 an episode in the paper
       ptx_batch_size=batch_size * (1 if mini else 8),
       reward_unit="sd" if mini else "raw",  # one SD of the scores, or as is
@@ -395,8 +430,10 @@ def ppo(size: str, *, ptx_coef: float) -> dict:
           whiten_advantages=True,
           num_epochs=1,
           num_minibatches=4 if mini else 8,
-          num_microbatches=1,
-          num_ptx_microbatches=1 if mini else 8,
+          # of 64 rows, or at 1.3b and less of 16
+          num_microbatches=4 if size_of_16_shards(size) else 1,
+          num_ptx_microbatches=(
+              1 if mini else 32 if size_of_16_shards(size) else 8),
           # an average over the last eighth or so; .992 over the paper's 500
           ema_decay=0.018 ** (1 / num_iters),
           kl_target=0.0,  # 0: fixed kl_coef
@@ -503,4 +540,5 @@ def hh_sft(size: str) -> dict:
 
 def hh_rm(size: str) -> dict:
   """Two replies a prompt; at mini in blocks of some five texts."""
-  return rm(size) | dict(max_responses=2, block_rows=2 if size == MINI else 1)
+  return rm(size) | dict(
+      max_responses=2, block_rows=2 if size == MINI else 1, num_row_parts=1)

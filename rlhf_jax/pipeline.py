@@ -75,11 +75,15 @@ def make_run(config, workdir: epath.Path) -> Run:
 
 def describe(run: Run) -> str:
   policy = run.policy().config
+  filled = "".join(
+      f"{key} = {rows} is filled up to {shards} rows, one a batch shard\n"
+      for key, rows, shards in config_lib.filled_up(
+          run.config.to_dict(), run.mesh.shape))
   return (
       f"{run.config.name}: {', '.join(run.config.stages)}\n"
       f"policy {policy.num_params:,} parameters, "
       f"{jax.device_count()} {jax.devices()[0].platform} device(s), "
-      f"mesh {dict(run.mesh.shape)}\nworkdir {run.workdir}\n")
+      f"mesh {dict(run.mesh.shape)}\n{filled}workdir {run.workdir}\n")
 
 
 def check_workdir(config, workdir: epath.Path) -> None:

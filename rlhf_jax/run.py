@@ -98,10 +98,14 @@ class Run:
     return data if rounds == ("collect",) else data / "+".join(rounds)
 
   def batches(self, examples, batch_size: int) -> batches.Batches:
-    """Global batches by number; this process loads its own rows."""
+    """Global batches by number; this process loads its own rows.
+
+    One of fewer rows than batch shards is filled up to a row each.
+    """
     return batches.Batches(
-        examples, batch_size, process_index=jax.process_index(),
-        process_count=jax.process_count())
+        examples, batch_size,
+        filled_size=sharding.batch_shards(self.mesh.shape, self.axis_rules),
+        process_index=jax.process_index(), process_count=jax.process_count())
 
   def batch_size_for(self, num_rows: float) -> int:
     """The smallest global batch that holds so many and cuts into the shards

@@ -12,6 +12,7 @@ from rlhf_jax.data import batches
 from rlhf_jax.models import scalar
 from rlhf_jax.models.scalar import Scalar
 from rlhf_jax.run import Run
+from rlhf_jax.sharding import constrain
 
 
 def make_scores(model: Scalar) -> Callable[[Any, Any, Any], jax.Array]:
@@ -27,22 +28,40 @@ def make_scores(model: Scalar) -> Callable[[Any, Any, Any], jax.Array]:
   return scores
 
 
-def make_packed_scores(model: Scalar) -> Callable[..., jax.Array]:
+def make_packed_scores(
+    model: Scalar, num_row_parts: int = 1
+) -> Callable[..., jax.Array]:
   """Builds `scores(params, tokens [B, R, L], mask [B, R, L], last_token
   [B, N, K]) -> [B, N, K]`.
 
   The score of a response is read at its last token, one of the R * L of its
-  block.
+  block. With `num_row_parts` the R rows of all blocks are read in so many
+  parts, one after the other, and once more for their gradients: it takes the
+  memory of one part.
   """
 
   def scores(params, tokens, mask, last_token):
-    flat = lambda x: x.reshape(-1, x.shape[-1])
-    values = model.apply({"params": params}, flat(tokens), flat(mask))
+    values_of = lambda rows: model.apply({"params": params}, *rows)
+    if num_row_parts == 1:
+      values = values_of([x.reshape(-1, x.shape[-1]) for x in (tokens, mask)])
+    else:
+      parts = tuple(row_parts(x, num_row_parts) for x in (tokens, mask))
+      values = jax.lax.map(jax.checkpoint(values_of), parts)
+      values = jnp.moveaxis(
+          values.reshape(num_row_parts, len(tokens), -1), 0, 1)
     block = lambda x: x.reshape(len(tokens), -1)
     return jnp.take_along_axis(
         block(values), block(last_token), axis=1).reshape(last_token.shape)
 
   return scores
+
+
+def row_parts(x, num_parts: int):
+  """[B, R, L] -> [num_parts, B * R / num_parts, L]: rows of every block."""
+  batch, rows, length = x.shape
+  x = jnp.moveaxis(x.reshape(batch, num_parts, -1, length), 1, 0)
+  x = x.reshape(num_parts, batch * rows // num_parts, length)
+  return constrain(x, None, "batch", "length")
 
 
 class Scorer:

@@ -18,7 +18,7 @@ import ml_collections
 from rlhf_jax.config.keys import (
     key_errors, keys_of, range_errors, stage_list_errors,
 )
-from rlhf_jax.config.meshes import mesh_errors
+from rlhf_jax.config.meshes import filled_up, mesh_errors
 from rlhf_jax.config.names import (
     POLICIES, READS, REWARD_MODELS, STAGES, Tree, active, asks_people,
     is_reward_labeler, kind_of, name_of, readings, sources_of,
@@ -30,7 +30,7 @@ from rlhf_jax.data import records
 
 __all__ = (
     "ConfigError", "POLICIES", "READS", "REWARD_MODELS", "STAGES",
-    "asks_people", "differing", "keys_of", "name_of", "read_by", "stage_keys",
+    "asks_people", "differing", "filled_up", "keys_of", "name_of", "read_by", "stage_keys",
     "validate",
 )
 # A checkpoint is selected among those of these settings.
@@ -38,8 +38,8 @@ _SELECTS = ("every_eval_steps", "eval_batch_size", "max_eval_batches")
 # How often and in how many parts: a finished stage does not depend on it.
 _NOT_A_RESULT = frozenset(
     "every_log_steps every_eval_steps every_save_steps keep_checkpoints "
-    "num_microbatches num_ptx_microbatches num_rollout_parts eval_batch_size "
-    "max_eval_batches remat scan_unroll".split())
+    "num_microbatches num_ptx_microbatches num_rollout_parts num_row_parts "
+    "eval_batch_size max_eval_batches remat scan_unroll".split())
 
 
 class ConfigError(ValueError):

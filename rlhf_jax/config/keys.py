@@ -92,7 +92,8 @@ KEYS = {
         "anything": "candidates reward_model"},
     "rm": {
         ">= 1": "batch_size block_rows block_prompts num_epochs "
-                "num_microbatches eval_batch_size keep_checkpoints",
+                "num_microbatches num_row_parts eval_batch_size "
+                "keep_checkpoints",
         ">= 2": "max_responses",
         ">= 0": "every_log_steps every_save_steps",
         "0 or 1 (a half), or None (all)": "half",

@@ -111,6 +111,27 @@ def _batch_sizes(
           "ptx microbatches": method["num_ptx_microbatches"]}
 
 
+def is_filled_up(tree: Tree, stage: str, key: str, shards: int) -> bool:
+  """Whether a batch has fewer rows than batch shards and is filled up with
+  rows that count for nothing: of language and reward models in one part."""
+  return (
+      key in ("batch_size", "pretrain_batch_size")
+      and kind_of(stage) in ("lm", "rm")
+      and tree[stage]["num_microbatches"] == 1
+      and 1 <= tree[stage][key] < shards)
+
+
+def filled_up(
+    tree: Tree, mesh_shape: Tree
+) -> Iterator[tuple[str, int, int]]:
+  """(key, its rows, rows of the filled-up batch) of every such batch."""
+  shards = sharding.batch_shards(mesh_shape, tree["axis_rules"])
+  for stage in active(tree):
+    for key, _, rules, _ in _batch_sizes(tree, stage):
+      if rules == _TRAINING and is_filled_up(tree, stage, key, shards):
+        yield f"config.{stage}.{key}", tree[stage][key], shards
+
+
 def _batch_errors(
     tree: Tree, stage: str, rules_by_name: Tree, mesh: dict[str, int]
 ) -> Iterator[str]:
@@ -122,6 +143,8 @@ def _batch_errors(
     multiple = math.prod(cuts.values())
     if tree[stage][key] < 1 or multiple < 1:
       continue  # another rule's, or not used
+    if is_filled_up(tree, stage, key, shards):
+      continue
     found.append((key, rows_each, rules, cuts))
     units[key] = math.lcm(
         units.get(key, 1), multiple // math.gcd(multiple, rows_each))

@@ -248,12 +248,18 @@ def prompt_examples(
   return _examples(source, seed, to_example)
 
 
+# What decides whether a row's tokens or responses are in the loss.
+_COUNTED = ("loss_mask", "response_mask")
+
+
 class Batches:
   """Batches of one process, by their number.
 
   Args:
     examples: one of the datasets above.
     batch_size: rows of the global batch.
+    filled_size: rows with those that fill it up and count for nothing (no
+      token is trained on, no response compared), by default none.
     process_index: which of the processes this is.
     process_count: how many there are; each gets contiguous rows.
 
@@ -267,19 +273,21 @@ class Batches:
       examples: Examples,
       batch_size: int,
       *,
+      filled_size: int = 0,
       process_index: int = 0,
       process_count: int = 1,
   ):
-    if batch_size < 1 or batch_size % process_count:
+    size = max(batch_size, filled_size)
+    if batch_size < 1 or size % process_count:
       raise DataError(
-          f"{batch_size=} is not a multiple of {process_count=}; use e.g."
-          f" {max(1, batch_size // process_count) * process_count}"
+          f"a batch of {size} rows is not a multiple of {process_count=}; use"
+          f" e.g. {max(1, size // process_count) * process_count}"
       )
     if not 0 <= process_index < process_count:
       raise DataError(f"{process_index=} is not below {process_count=}")
     self._examples = examples
     self._batch_size = batch_size
-    rows = batch_size // process_count
+    rows = size // process_count
     self._rows = range(process_index * rows, (process_index + 1) * rows)
     is_finite = len(examples) < sys.maxsize
     self.num_batches = -(-len(examples) // batch_size) if is_finite else None
@@ -294,16 +302,28 @@ class Batches:
     Batches of examples that come once also have `row_mask` bool [rows], False
     on the rows that fill up the last one.
     """
-    indices = [n * self._batch_size + row for row in self._rows]
     if self.num_batches is None:
       if n < 0:
         raise IndexError(f"batch {n}; the first one is 0")
-      return _stacked([self._examples[i] for i in indices])
+      return _stacked([self._training_row(n, row) for row in self._rows])
+    indices = [n * self._batch_size + row for row in self._rows]
     if not 0 <= n < self.num_batches:
       raise IndexError(f"batch {n} of {self.num_batches}")
     last = len(self._examples) - 1
     batch = _stacked([self._examples[min(i, last)] for i in indices])
     return batch | {"row_mask": np.asarray(indices) <= last}
+
+
+  def _training_row(self, n: int, row: int) -> dict[str, np.ndarray]:
+    """Row `row` of batch `n`; past the batch's own, one that counts for
+    nothing."""
+    last = self._batch_size - 1
+    example = self._examples[n * self._batch_size + min(row, last)]
+    if row <= last:
+      return example
+    return example | {
+        name: np.zeros_like(example[name])
+        for name in _COUNTED if name in example}
 
 
 def _examples(

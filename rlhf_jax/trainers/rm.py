@@ -35,13 +35,14 @@ def make_rm_step(
     *,
     denominator: str,
     num_microbatches: int,
+    num_row_parts: int = 1,
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
   """Builds `rm_step(state, batch) -> (state, metrics)`.
 
   A batch holds B blocks as of `batches.comparison_examples`: tokens and mask
   [B, R, L]; last_token, ranks and response_mask [B, N, K].
   """
-  scores = scoring.make_packed_scores(model)
+  scores = scoring.make_packed_scores(model, num_row_parts)
 
   def part_gradients(params, part, num_prompts):
     def loss_fn(params):
@@ -109,7 +110,8 @@ def train(run: Run, stage: str) -> dict[str, Any]:
       state = train_state.restore(saved, state, shardings)
     step_fn = jax.jit(
         make_rm_step(model, tx, denominator=settings.denominator,
-                     num_microbatches=settings.num_microbatches),
+                     num_microbatches=settings.num_microbatches,
+                     num_row_parts=settings.num_row_parts),
         donate_argnums=0, out_shardings=(shardings, None))
     first = int(state.step)
     run.writer.rewind(stage, first)
