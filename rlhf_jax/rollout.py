@@ -123,12 +123,14 @@ def make_generate(
         logprobs=jnp.zeros((batch, response_length), jnp.float32),
         caches=empty_caches(config, batch, total),
     )
-    logits, caches = forward(
-        prompt_tokens, transformer.positions_of(prompt_mask),
-        jnp.concatenate([prompt_mask, empty], axis=1), state.caches, 0)
-    state = sample(state.replace(caches=caches), logits)
-    state = jax.lax.while_loop(
-        lambda s: (s.step < response_length) & ~s.done.all(), decode, state)
+    with jax.named_scope("prefill"):
+      logits, caches = forward(
+          prompt_tokens, transformer.positions_of(prompt_mask),
+          jnp.concatenate([prompt_mask, empty], axis=1), state.caches, 0)
+      state = sample(state.replace(caches=caches), logits)
+    with jax.named_scope("decode"):
+      state = jax.lax.while_loop(
+          lambda s: (s.step < response_length) & ~s.done.all(), decode, state)
     # or the loop would take the shards that the caller wants of the result
     sampled = (constrain(x, "batch", "length")
                for x in (state.tokens, state.mask, state.logprobs))

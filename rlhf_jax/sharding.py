@@ -68,7 +68,8 @@ def slice_count(devices: Sequence[Any]) -> int:
   """TPU slices that the devices are of; 1 on other platforms."""
   if devices[0].platform != "tpu":
     return 1
-  return len({d.slice_index for d in devices})
+  # described, not present, devices of one slice have none
+  return len({getattr(d, "slice_index", 0) for d in devices})
 
 
 def arrange(devices: Sequence[Any], sizes: tuple[int, int, int]) -> np.ndarray:

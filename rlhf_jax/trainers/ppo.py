@@ -128,8 +128,10 @@ def make_ppo_step(
   update = make_update(policy, critic, tx, critic_tx, settings)
 
   def ppo_step(state, frozen, sampled, ptx_tokens, key):
-    experience, score_metrics = score(state, frozen, sampled)
-    state, update_metrics = update(state, experience, ptx_tokens, key)
+    with jax.named_scope("score"):
+      experience, score_metrics = score(state, frozen, sampled)
+    with jax.named_scope("update"):
+      state, update_metrics = update(state, experience, ptx_tokens, key)
     state = state.replace(
         step=state.step + 1,
         ema=tree.ema(state.ema, state.params, settings.ema_decay),

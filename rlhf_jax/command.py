@@ -1,0 +1,65 @@
+"""The command line that commands on an experiment share: --config and its
+overrides, and one message, no traceback, for what a person can mend."""
+
+from collections.abc import Callable, Sequence
+import re
+import sys
+from typing import NoReturn
+
+from absl import flags
+from ml_collections import config_flags
+
+
+def config_flag() -> flags.FlagHolder:
+  """Defines --config, an experiment's file."""
+  return config_flags.DEFINE_config_file(
+      "config", None, "The experiment, as experiments/ppo_ptx.py:mini.")
+
+
+def parse_flags(
+    config: flags.FlagHolder, argv: Sequence[str], *,
+    refuse: Callable[[str], NoReturn] | None = None,
+) -> list[str]:
+  """absl's parser; no such experiment or key is one message as well.
+
+  Args:
+    config: as of `config_flag`.
+    argv: with the program's name.
+    refuse: what to do with that message; by default print it and exit.
+  """
+  refuse = refuse or refuse_here
+  sys.argv = argv = [quote_round(arg) for arg in argv]  # absl reads both
+  try:
+    rest = flags.FLAGS(argv)
+    config.value.name  # what is wrong with the file is raised on first use
+    return rest
+  except (AttributeError, KeyError) as error:
+    while isinstance(error.args[0], Exception):
+      error = error.args[0]
+    refuse(f"--config has no key {error.args[0]}")
+  except (OSError, ValueError) as error:
+    refuse(str(error))
+  except flags.Error as error:
+    refuse(without_traceback(str(error)))
+
+
+def quote_round(arg: str) -> str:
+  """--config.collect@2.labeler=... and --config.inputs.rm@2=... as the library
+  spells such keys: of the config itself with a dot, of a sub-tree without."""
+  arg = re.sub(r"^(--?config\.)(\w+@\w+)(?=[.=]|$)", r"\1['\2']", arg)
+  return re.sub(
+      r"^(--?config(?:\.\w+)+)\.(\w+@\w+)(?=[.=]|$)", r"\1['\2']", arg)
+
+
+def without_traceback(text: str) -> str:
+  """What an experiment's file raised, and where, from the library's account."""
+  places = re.findall(r'File "(.*)", line (\d+)', text)
+  raised = re.findall(r"^ *(\w[\w.]*: .*)", text, re.MULTILINE)
+  if not places:
+    return text
+  return f"{':'.join(places[-1])}: {raised[-1]}"
+
+
+def refuse_here(message: str) -> NoReturn:
+  print(f"\nerror: {message}", file=sys.stderr)
+  sys.exit(2)
