@@ -110,30 +110,31 @@ def compile_program(
 
 
 def _refused(message: str, folder: str, seconds: float) -> Compiled:
-  """Of a program that the compiler found too large; other errors go on."""
+  """Of a program that the compiler found too large; other errors go on.
+
+  Raises:
+    PlanError: the compiler failed for another reason.
+  """
   found = re.search(
-      r"[Uu]sed ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm", message)
+      r"\(([\d.]+)([BKMGT])\) exceeds available HBM \([\d.]+[KMGT]\)", message)
   if "RESOURCE_EXHAUSTED" not in message or not found:
     raise PlanError(f"the compiler failed: {message[:2000]}")
-  used = float(found.group(1)) * _UNITS[found.group(2)]
-  arguments = re.search(r"arguments ([\d.]+)([BKMGT])", message)
-  held = float(arguments.group(1)) * _UNITS[arguments.group(2)] if (
-      arguments) else 0
+  needed = float(found.group(1)) * _UNITS[found.group(2)]
   return Compiled(
-      text="", argument_bytes=int(held), temporary_bytes=int(used - held),
-      largest=_named_in(message), seconds=seconds, refusal=found.group(0))
+      text="", argument_bytes=0, temporary_bytes=int(needed),
+      largest=_largest(_dumped(folder, "buffer-assignment.txt", missing="")),
+      seconds=seconds, refusal=message.splitlines()[0])
 
 
-def _named_in(message: str) -> tuple[tuple[int, str], ...]:
-  """The largest allocations that the compiler's refusal lists."""
-  return tuple(
-      (int(float(size) * _UNITS[unit]), shape) for size, unit, shape in
-      re.findall(r"Size: ([\d.]+)([BKMGT]).*?Shape: (\S+)", message, re.DOTALL))
+def _dumped(folder: str, ending: str, missing: str | None = None) -> str:
+  """The largest dumped file of that ending, the program's own module.
 
-
-def _dumped(folder: str, ending: str) -> str:
-  """The largest dumped file of that ending, the program's own module."""
+  Raises:
+    PlanError: there is none, and nothing to take for it.
+  """
   files = [p for p in pathlib.Path(folder).iterdir() if p.name.endswith(ending)]
+  if not files and missing is not None:
+    return missing
   if not files:
     raise PlanError(f"the compiler dumped no *{ending}")
   return max(files, key=lambda path: path.stat().st_size).read_text()
