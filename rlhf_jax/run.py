@@ -122,11 +122,14 @@ class Run:
     """(state, shardings), created straight into shards."""
     return sharding.init_sharded(init, self.mesh, self.axis_rules, *args)
 
+  def abstract(self, init, *args) -> Any:
+    """What `init` would create, as ShapeDtypeStructs with shardings."""
+    shapes = jax.eval_shape(init, *args)
+    return sharding.abstract_with(shapes, sharding.shardings_for(
+        shapes, self.mesh, self.axis_rules))
+
   def abstract_params(self, model) -> Any:
-    """The model's parameters as ShapeDtypeStructs with shardings."""
-    abstract = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
-    shardings = sharding.shardings_for(abstract, self.mesh, self.axis_rules)
-    return sharding.abstract_with(abstract, shardings)
+    return self.abstract(lambda: init_params(model, jax.random.key(0)))
 
   def load(self, stage: str, item: str, model, step: int | None = None) -> Any:
     """Parameters that another stage left: of `step`, or of the one selected."""

@@ -299,6 +299,17 @@ def init_sharded(
   return jax.jit(init, out_shardings=shardings)(*args), shardings
 
 
+def in_place(function: Callable[[Any], Any], tree: Any) -> Any:
+  """`function(tree)` in the shards of `tree`, whose buffers are given up."""
+  return jax.jit(
+      function, donate_argnums=0, out_shardings=shardings_of(tree))(tree)
+
+
+def shardings_of(tree: Any) -> Any:
+  """Of every array, or of every abstract one that carries its sharding."""
+  return jax.tree.map(lambda x: x.sharding, tree)
+
+
 def abstract_with(abstract: Any, shardings: Any) -> Any:
   """ShapeDtypeStructs that carry their shardings, for restore and lowering."""
   return jax.tree.map(

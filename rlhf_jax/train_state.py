@@ -41,13 +41,15 @@ def save(saved: Any, step: int, state: TrainState) -> None:
       {"next_batch": step})
 
 
-def restore(saved: Any, state: TrainState, shardings: Any) -> TrainState:
-  """The newest saved state, into the shards of `shardings`."""
-  abstract = sharding.abstract_with(jax.eval_shape(lambda: state), shardings)
+def restore(saved: Any, abstract: TrainState) -> tuple[TrainState, Any]:
+  """(the newest saved state, its shardings), straight into its shards.
+
+  No state is created first: two would need twice the memory.
+  """
   items = saved.restore(
       {"params": abstract.params, "opt_state": abstract.opt_state})
-  step = jax.device_put(jnp.int32(saved.latest_step), shardings.step)
-  return TrainState(step=step, **items)
+  step = jax.device_put(jnp.int32(saved.latest_step), abstract.step.sharding)
+  return TrainState(step=step, **items), sharding.shardings_of(abstract)
 
 
 def split_rows(batch: Any, num_parts: int) -> Any:

@@ -45,15 +45,15 @@ class RoundTripTest(parameterized.TestCase):
       written=("one_device", "all_axes"), read=("one_device", "fsdp"))
   def test_ppo_state_comes_back_on_any_mesh(self, written, read):
     state, _ = _ppo_state(tiny.use_mesh(written)[0])
-    fresh, shardings = _ppo_state(tiny.use_mesh(read)[0])
-    fresh = jax.tree.map(jnp.zeros_like, fresh)
+    _, shardings = _ppo_state(tiny.use_mesh(read)[0])
+    abstract = sharding.abstract_with(state, shardings)
     with checkpoint.Checkpoints(_folder(self), keep=1) as saved:
       ppo.save(saved, 3, state)
-      restored = ppo.restore(saved, fresh, shardings)
+      restored, found = ppo.restore(saved, abstract)
     chex.assert_trees_all_equal(restored, state)
     chex.assert_trees_all_equal_dtypes(restored, state)
-    self.assertEqual(
-        jax.tree.map(lambda x: x.sharding, restored), shardings)
+    self.assertEqual(sharding.shardings_of(restored), shardings)
+    self.assertEqual(found, shardings)
 
   def test_train_state_comes_back(self):
     mesh, _ = tiny.use_mesh("fsdp")
@@ -62,9 +62,11 @@ class RoundTripTest(parameterized.TestCase):
     state, shardings = tiny.shard(state, mesh)
     with checkpoint.Checkpoints(_folder(self), keep=1) as saved:
       train_state.save(saved, 7, state)
-      restored = train_state.restore(
-          saved, jax.tree.map(jnp.zeros_like, state), shardings)
+      restored, found = train_state.restore(
+          saved, sharding.abstract_with(state, shardings))
     chex.assert_trees_all_equal(restored, state)
+    self.assertEqual(sharding.shardings_of(restored), shardings)
+    self.assertEqual(found, shardings)
 
   def test_one_item_alone_and_the_newest(self):
     folder = _folder(self) / "sft" / "checkpoints"

@@ -179,6 +179,17 @@ _VIOLATIONS = (
     ("mesh", dict(data=3, fsdp=1, tensor=1), "needs 3 devices, but 8"),
     ("mesh", dict(data=1, fsdp=1, tensor=8),
      "model.num_heads = 4 does not divide over 8 devices"),
+    ("mesh", dict(data=1, fsdp=1, tensor=8),
+     r"puts 'heads' on 'tensor'\); make that a divisor of 4, as 4"),
+    ("decode.axis_rules", (("heads", ("fsdp", "tensor")),),
+     "config.model.num_heads = 4 does not divide over 8 devices .*config.decode"
+     ".axis_rules puts 'heads' on .'fsdp', 'tensor'.*divisor of 4"),
+    ("decode.axis_rules", (("batch", "fsdq"),),
+     "config.decode.axis_rules maps 'batch' to unknown 'fsdq'"),
+    ("ppo.num_rollout_parts", 0, "ppo.num_rollout_parts = 0 must be >= 1"),
+    ("ppo.num_rollout_parts", 3,
+     "ppo.batch_size = 128 is not a multiple of 24 .8 batch shards of decoding "
+     "x 3 rollout parts; .*; use e.g. 96, .*'batch' in config.decode.axis_ru"),
     ("axis_rules", (("embed", "fdsp"),), "maps 'embed' to unknown 'fdsp'"),
     ("axis_rules", (("width", "fsdp"),), "unknown 'width'"),
 )
@@ -240,6 +251,39 @@ class RulesTest(parameterized.TestCase):
     config_lib.validate(config, 2)
     with self.assertRaisesRegex(ConfigError, "2 processes share 1 batch sh"):
       config_lib.validate(config, 2, process_count=2)
+
+  def test_slices_lie_along_data(self):
+    config = _config(mesh__data=2, mesh__fsdp=4)
+    config_lib.validate(config, 8, slice_count=2)
+    with self.assertRaisesRegex(
+        ConfigError, "data=2 is not a multiple of the 4 TPU slices.*"
+        "config.mesh.data a multiple of 4.*2 devices of a slice"):
+      config_lib.validate(config, 8, slice_count=4)
+
+  def test_decoding_cuts_the_policy_alone_and_batches_its_own_way(self):
+    config = _config(
+        mesh__data=2, mesh__fsdp=4, axis_rules=(("batch", "fsdp"),),
+        decode__axis_rules=(("batch", "data"), ("heads", ("fsdp", "tensor"))))
+    config.rm_model.num_heads = 2
+    config.rm.init_from = "rm_sft"
+    config.collect.update(prompts_per_batch=4, max_responses=5)
+    config_lib.validate(config, 8, check_inputs=False)
+    with config.ignore_type():
+      config.decode.axis_rules = (("batch", ("data", "fsdp")),)
+    with self.assertRaisesRegex(
+        ConfigError, "collect.prompts_per_batch = 4 x 5 responses is not a "
+        "multiple of 8 .8 batch shards of decoding; .*; use e.g. 8"):
+      config_lib.validate(config, 8, check_inputs=False)
+
+  def test_one_way_out_for_both_rules(self):
+    config = _config(ppo__batch_size=100, ppo__num_rollout_parts=3)
+    with self.assertRaises(ConfigError) as caught:
+      config_lib.validate(config, 8)
+    [line] = str(caught.exception).splitlines()
+    self.assertIn("use e.g. 96,", line)
+    config_lib.validate(
+        _config(ppo__batch_size=96, ppo__num_rollout_parts=3,
+                ppo__ptx_batch_size=96), 8)
 
   def test_the_number_proposed_is_valid(self):
     of_16 = {f"{stage}__{key}": 16
@@ -388,6 +432,7 @@ class StageKeysTest(parameterized.TestCase):
       ("rm", "model.num_layers", 2),
       ("rm", "rm.eval_batch_size", 8),
       ("ppo", "ppo.method.num_ptx_microbatches", 2),
+      ("ppo", "ppo.num_rollout_parts", 2),
   )
   def test_anything_else_does_not(self, stage, key, value):
     old = config_lib.stage_keys(_config(), stage)

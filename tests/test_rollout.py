@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.stats
 
-from rlhf_jax import rollout, sharding
+from rlhf_jax import rollout
 from rlhf_jax.models import transformer
 from rlhf_jax.trainers import ppo
 from tests import tiny
@@ -189,27 +189,6 @@ class NoiseTest(parameterized.TestCase):
     others = sample(jax.random.key(8))
     self.assertLen(
         np.unique(np.concatenate([rows[::2], others[::2]]), axis=0), BATCH)
-
-  @parameterized.parameters(*tiny.MESHES)
-  def test_mesh_changes_no_sample(self, name):
-    model = tiny.policy()
-    rows, endless = _endless()
-    mesh, mesh_in_use = tiny.use_mesh(name)
-    with mesh_in_use:
-      params, _ = tiny.shard(tiny.params(model), mesh)
-      generate = tiny.jit(
-          rollout.make_generate(
-              model, response_length=RESPONSE, temperature=1.0, eos_id=NEVER),
-          out_shardings=sharding.batch_sharding(mesh, tiny.AXIS_RULES))
-      sampled = generate(params, KEY, *sharding.put_batch(
-          rows, mesh, tiny.AXIS_RULES))
-    data, fsdp, _ = tiny.MESHES[name]
-    self.assertEqual(
-        sampled.response_tokens.addressable_shards[0].data.shape,
-        (BATCH // data // fsdp, RESPONSE))
-    np.testing.assert_array_equal(
-        sampled.response_tokens, endless.response_tokens)
-    np.testing.assert_allclose(sampled.logprobs, endless.logprobs, atol=1e-5)
 
 
 class EndTest(parameterized.TestCase):

@@ -10,37 +10,51 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 import numpy as np
 
-from rlhf_jax import sharding, tree
+from experiments import ppo_ptx
+from rlhf_jax import optimizer, rollout, run, sharding, train_state, tree
+from rlhf_jax.models import scalar
+from rlhf_jax.models.policy import Policy
+from rlhf_jax.models.scalar import Scalar
 from rlhf_jax.trainers import ppo
 from tests import tiny
 
-# Path of a parameter -> the mesh axis over which each of its axes is cut.
+# Path of a parameter -> how each of its axes is cut: "wide" ones of the model's
+# width, "split" ones of its heads, its hidden layer and its vocabulary.
 BLOCK = {
-    "attention/qkv_kernel": (None, "fsdp", "tensor"),
-    "attention/qkv_bias": (None, "tensor"),
-    "attention/out_kernel": (None, "tensor", None, "fsdp"),
+    "attention/qkv_kernel": (None, "wide", "split"),
+    "attention/qkv_bias": (None, "split"),
+    "attention/out_kernel": (None, "split", None, "wide"),
     "attention/out_bias": (),
     "attention_norm/scale": (),
     "attention_norm/bias": (),
-    "mlp/up_kernel": (None, "fsdp", "tensor"),
-    "mlp/up_bias": (None, "tensor"),
-    "mlp/down_kernel": (None, "tensor", "fsdp"),
+    "mlp/up_kernel": (None, "wide", "split"),
+    "mlp/up_bias": (None, "split"),
+    "mlp/down_kernel": (None, "split", "wide"),
     "mlp/down_bias": (),
     "mlp_norm/scale": (),
     "mlp_norm/bias": (),
 }
 TRANSFORMER = {
-    "token_embedding/embedding": ("tensor", "fsdp"),
-    "position_embedding/embedding": (None, "fsdp"),
+    "token_embedding/embedding": ("split", "wide"),
+    "position_embedding/embedding": (None, "wide"),
     **{f"blocks/{name}": axes for name, axes in BLOCK.items()},
     "final_norm/scale": (),
     "final_norm/bias": (),
 }
 TABLE = {
     **{f"transformer/{name}": axes for name, axes in TRANSFORMER.items()},
-    "head/kernel": ("fsdp",),
+    "head/kernel": ("wide",),
     "head/bias": (),
 }
+# Kind of axis rules, as in tiny.RULES and DECODE_RULES -> mesh axes of the two.
+CUTS = {
+    "small": {"wide": ("fsdp",), "split": ("tensor",)},
+    "large": {"wide": ("data", "fsdp"), "split": ("tensor",)},
+    "large decode": {"wide": (), "split": ("fsdp", "tensor")},
+}
+KINDS = {**tiny.RULES, "large decode": tiny.DECODE_RULES["large"]}
+# All that is cut divides over eight.
+POLICY, SCALAR = tiny.policy(num_heads=8), tiny.scalar(num_heads=8)
 
 
 def _trim(spec):
@@ -56,7 +70,30 @@ def _ppo_state():
   """A function that builds the largest state there is, and its arguments."""
   init = functools.partial(
       ppo.init_state, tx=tiny.adam(), critic_tx=tiny.adam(), kl_coef=0.05)
-  return init, tiny.params(tiny.policy()), tiny.params(tiny.scalar())
+  return init, tiny.params(POLICY), tiny.params(SCALAR)
+
+
+def _states():
+  """Every state there is."""
+  init, policy, critic = _ppo_state()
+  return {
+      "ppo": init(policy, critic),
+      "frozen": ppo.Frozen(reference=policy, reward_model=critic),
+      "lm": train_state.create(policy, tiny.adam()),
+      "rm": train_state.create(critic, tiny.adam()),
+  }
+
+
+def _expected_shard(path, leaf, mesh, kind):
+  """The shape of a device's part, by TABLE and CUTS alone."""
+  if leaf.ndim == 0:
+    return ()
+  # moments and averages end as the path of their parameter does
+  [cuts] = [cuts for end, cuts in TABLE.items() if path.endswith("/" + end)]
+  cuts += (None,) * (leaf.ndim - len(cuts))
+  return tuple(
+      size // math.prod(mesh.shape[axis] for axis in CUTS[kind].get(cut, ()))
+      for size, cut in zip(leaf.shape, cuts))
 
 
 class TableTest(parameterized.TestCase):
@@ -64,41 +101,55 @@ class TableTest(parameterized.TestCase):
   def test_of_every_parameter(self):
     mesh, _ = tiny.use_mesh("all_axes")
     found = {}
-    for model in (tiny.policy(), tiny.scalar()):
+    for model in (POLICY, SCALAR):
       _, shardings = tiny.shard(tiny.params(model), mesh)
       found |= {
           name: _trim(s.spec) for name, s in zip(
               tree.names(shardings), jax.tree.leaves(shardings))}
-    self.assertEqual(found, TABLE)
+    mesh_axis = {"wide": "fsdp", "split": "tensor"}
+    self.assertEqual(found, {
+        name: tuple(mesh_axis.get(cut) for cut in cuts)
+        for name, cuts in TABLE.items()})
 
-  @parameterized.parameters("data", "fsdp", "all_axes")
-  def test_shards_of_every_array_of_a_state(self, name):
-    mesh, _ = tiny.use_mesh(name)
-    state, _ = sharding.init_sharded(
-        _ppo_state()[0], mesh, tiny.AXIS_RULES, *_ppo_state()[1:])
-    paths, leaves = tree.names(state), jax.tree.leaves(state)
-    num_large = 0
-    for path, leaf in zip(paths, leaves):
-      # moments and averages end as the path of their parameter does
-      axes = next(
-          (axes for end, axes in TABLE.items() if path.endswith("/" + end)),
-          None)
-      if leaf.ndim == 0:
-        axes = ()
-      self.assertIsNotNone(axes, path)
-      axes += (None,) * (leaf.ndim - len(axes))
-      expected = tuple(
-          size // (mesh.shape[axis] if axis else 1)
-          for size, axis in zip(leaf.shape, axes))
+  @parameterized.product(name=tuple(tiny.MESHES), kind=tuple(KINDS))
+  def test_shards_of_every_array_of_every_state(self, name, kind):
+    mesh, num_large = tiny.make_mesh(name), 0
+    for what, state in _states().items():
+      placed, _ = tiny.shard(state, mesh, KINDS[kind])
+      for path, leaf in zip(tree.names(placed), jax.tree.leaves(placed)):
+        expected = _expected_shard(path, leaf, mesh, kind)
+        self.assertEqual(
+            leaf.addressable_shards[0].data.shape, expected, (what, path))
+        self.assertLen(leaf.addressable_shards, mesh.size)
+        num_large += leaf.nbytes > 1000
+    # six a model; ppo has a policy with two moments and an average, a critic
+    # with two, frozen has two models, lm and rm one with two moments each
+    self.assertEqual(num_large, 6 * (7 + 2 + 3 + 3))
+
+  def test_a_state_is_created_in_its_shards(self):
+    mesh = tiny.make_mesh("all_axes")
+    state, shardings = sharding.init_sharded(
+        _ppo_state()[0], mesh, tiny.RULES["large"], *_ppo_state()[1:])
+    self.assertEqual(sharding.shardings_of(state), shardings)
+    for path, leaf in zip(tree.names(state), jax.tree.leaves(state)):
       self.assertEqual(
-          leaf.addressable_shards[0].data.shape, expected, path)
-      self.assertLen(leaf.addressable_shards, 8)
-      if leaf.nbytes > 1000:
-        num_large += 1
-        is_whole = math.prod(expected) == leaf.size
-        self.assertEqual(is_whole, name == "data", path)
-    # six a model: policy with two moments and an average, critic with two
-    self.assertEqual(num_large, 6 * 7)
+          leaf.addressable_shards[0].data.shape,
+          _expected_shard(path, leaf, mesh, "large"), path)
+
+  @parameterized.product(name=tuple(tiny.MESHES), kind=tuple(tiny.DECODE_RULES))
+  def test_shards_of_caches(self, name, kind):
+    mesh, config = tiny.make_mesh(name), POLICY.config
+    data, fsdp, tensor = tiny.MESHES[name]
+    with sharding.use(mesh, tiny.DECODE_RULES[kind]):
+      caches = jax.jit(lambda: rollout.empty_caches(config, 16, 32))()
+    batch, heads = (
+        (data * fsdp, tensor) if kind == "small" else (data, fsdp * tensor))
+    for cache in jax.tree.leaves(caches):
+      self.assertEqual(cache.shape, (16, 8, 32, 2))
+      self.assertGreater(cache.nbytes, 1000)
+      self.assertEqual(
+          cache.addressable_shards[0].data.shape,
+          (16 // batch, 8 // heads, 32, 2))
 
   def test_decoding_takes_blocks_out_of_their_stack(self):
     self.assertEqual(
@@ -157,24 +208,51 @@ class NamesTest(parameterized.TestCase):
         PartitionSpec("tensor", "fsdp"))
 
 
-class MeshTest(parameterized.TestCase):
+class MemoryTest(parameterized.TestCase):
 
-  @parameterized.parameters(
-      ((1, -1, 1), (1, 8, 1)), ((-1, 2, 2), (2, 2, 2)), ((2, 4, 1), (2, 4, 1)))
-  def test_one_size_may_be_the_rest(self, sizes, expected):
-    data, fsdp, tensor = sizes
-    mesh = sharding.make_mesh(data=data, fsdp=fsdp, tensor=tensor)
-    self.assertEqual(tuple(mesh.shape.values()), expected)
+  def test_eight_devices_hold_an_eighth_of_the_main_run(self):
+    """Each at most a sixth: biases and scales are on every device."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    self.addCleanup(
+        jax.config.update, "jax_disable_most_optimizations", False)
+    config = ppo_ptx.get_config("mini")
+    mesh = sharding.make_mesh(**config.mesh)
+    self.assertEqual(dict(mesh.shape), {"data": 1, "fsdp": 8, "tensor": 1})
+    policy, critic = (
+        make(run.transformer_config(config[name], 0.0))
+        for make, name in ((Policy, "model"), (Scalar, "rm_model")))
+    settings = ppo.PPOSettings(**config.ppo.method, eos_id=0)
+    tx, critic_tx = ppo.make_optimizers(config.ppo, settings)
 
-  @parameterized.parameters(
-      ((2, 2, 1), "needs 4 devices, but 8"),
-      ((3, -1, 1), "needs 6 devices, but 8"),
-      ((-1, -1, 1), "at most one is -1"),
-      ((0, 8, 1), "sizes are positive"))
-  def test_wrong_sizes_raise(self, sizes, message):
-    data, fsdp, tensor = sizes
-    with self.assertRaisesRegex(ValueError, message):
-      sharding.make_mesh(data=data, fsdp=fsdp, tensor=tensor)
+    def frozen(key):
+      return ppo.Frozen(reference=run.init_params(policy, key),
+                        reward_model=run.init_params(critic, key))
+
+    def ppo_state(models):
+      return ppo.init_state(
+          models.reference, models.reward_model, tx=tx, critic_tx=critic_tx,
+          kl_coef=settings.kl_coef)
+
+    def train(stage):
+      return functools.partial(
+          train_state.create,
+          tx=optimizer.cosine_adam(100, **config[stage].optimizer))
+
+    init = lambda start, given: sharding.init_sharded(
+        start, mesh, config.axis_rules, given)[0]
+    models = init(frozen, jax.random.key(0))
+    for what, state in {
+        "frozen": models,
+        "ppo": init(ppo_state, models),
+        "lm": init(train("sft"), models.reference),
+        "rm": init(train("rm"), models.reward_model),
+    }.items():
+      leaves = jax.tree.leaves(state)
+      whole = sum(x.nbytes for x in leaves)
+      self.assertGreater(whole, 7e6)
+      for device in range(8):
+        held = sum(x.addressable_shards[device].data.nbytes for x in leaves)
+        self.assertLess(held, whole / 6, what)
 
 
 class PlacementTest(parameterized.TestCase):
@@ -203,6 +281,17 @@ class PlacementTest(parameterized.TestCase):
     self.assertEqual(placed.addressable_shards[0].data.shape, (2, 8))
     np.testing.assert_array_equal(placed, alone)
     self.assertEqual(placed.sharding.mesh.shape, mesh.shape)
+
+  def test_in_place_keeps_shards_and_takes_buffers(self):
+    mesh = tiny.make_mesh("all_axes")
+    given, shardings = tiny.shard(tiny.params(SCALAR), mesh)
+    kernel = np.asarray(given["head"]["kernel"])
+    half = functools.partial(scalar.shift_and_scale, bias=0.0, scale=0.5)
+    found = sharding.in_place(half, given)
+    self.assertEqual(sharding.shardings_of(found), shardings)
+    np.testing.assert_allclose(found["head"]["kernel"], kernel / 2, rtol=1e-6)
+    for leaf in jax.tree.leaves(given):
+      self.assertTrue(leaf.is_deleted())
 
   def test_start_does_not_depend_on_the_mesh(self):
 

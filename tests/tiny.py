@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import common
-from rlhf_jax import optimizer, run, sharding
+from rlhf_jax import optimizer, run, sampler, sharding
 from rlhf_jax.models.policy import Policy
 from rlhf_jax.models.scalar import Scalar
 from rlhf_jax.models.transformer import TransformerConfig
@@ -22,7 +22,21 @@ MESHES = {
     "one_device": (1, 1, 1),
     "data": (8, 1, 1),
     "fsdp": (1, 8, 1),
+    "fsdp_tensor": (1, 2, 4),
     "all_axes": (2, 2, 2),
+}
+_SPLIT = ("mlp", "heads", "vocab")
+# Axis rules of two kinds, for training and for decoding: those of one small
+# machine, and those of many large ones.
+RULES = {
+    "small": AXIS_RULES,
+    "large": (("batch", ("data", "fsdp")), ("embed", ("data", "fsdp")),
+              *((name, "tensor") for name in _SPLIT)),
+}
+DECODE_RULES = {
+    "small": AXIS_RULES,
+    "large": (("batch", "data"), ("embed", None),
+              *((name, ("fsdp", "tensor")) for name in _SPLIT)),
 }
 
 
@@ -86,20 +100,32 @@ def prompts(batch, length, seed=0):
   return np.where(mask, tokens(batch, length, seed=seed), PAD_ID), mask
 
 
-def use_mesh(name):
-  """(mesh, a context that makes it current)."""
+def make_mesh(name):
   data, fsdp, tensor = MESHES[name]
-  mesh = sharding.make_mesh(
+  return sharding.make_mesh(
       data=data, fsdp=fsdp, tensor=tensor,
       devices=jax.devices()[:data * fsdp * tensor])
+
+
+def use_mesh(name):
+  """(mesh, a context that makes it current)."""
+  mesh = make_mesh(name)
   return mesh, sharding.use(mesh, AXIS_RULES)
 
 
-def shard(tree, mesh):
+def shard(tree, mesh, axis_rules=AXIS_RULES):
   """(a tree of parameters or states in its shards, the shardings)."""
-  shardings = sharding.shardings_for(tree, mesh, AXIS_RULES)
+  shardings = sharding.shardings_for(tree, mesh, axis_rules)
   # by way of the host: a donated state must not take these arrays along
   return jax.device_put(jax.tree.map(np.array, tree), shardings), shardings
+
+
+def make_generate(model, mesh, kind, response_length, num_parts=1):
+  """A sampler in float32 by the rules of a kind."""
+  return sampler.make_sharded_generate(
+      model, mesh=mesh, axis_rules=RULES[kind], decode_dtype="float32",
+      decode_axis_rules=DECODE_RULES[kind], response_length=response_length,
+      temperature=1.0, eos_id=EOS_ID, num_parts=num_parts)
 
 
 def settings(**changes) -> ppo.PPOSettings:

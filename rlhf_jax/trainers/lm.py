@@ -111,9 +111,8 @@ def train(run: Run, stage: str) -> dict[str, Any]:
           keep=settings.keep_checkpoints,
           keep_every=every_candidate_steps(settings)) as saved,
   ):
-    state, shardings = initial_state(run, settings, model, tx, key_init)
-    if saved.latest_step:
-      state = train_state.restore(saved, state, shardings)
+    state, shardings = first_state(
+        run, settings, model, tx, key_init, saved)
     step_fn = jax.jit(
         make_lm_step(model, tx, weights=weights,
                      num_microbatches=settings.num_microbatches),
@@ -180,13 +179,16 @@ def select_by_loss(run: Run, stage: str, weights: dict[str, float],
       if key.startswith("validation/")}
 
 
-def initial_state(run: Run, settings, model: Policy, tx, key: jax.Array):
-  """(state, shardings): another stage's parameters, or fresh ones."""
+def first_state(run: Run, settings, model: Policy, tx, key: jax.Array, saved):
+  """(state, shardings): the newest one saved; else with another stage's
+  parameters, or fresh ones."""
+  create = lambda params: train_state.create(params, tx)
+  if saved.latest_step:
+    return train_state.restore(
+        saved, run.abstract(create, run.abstract_params(model)))
   if settings.init_from:
-    return run.init(lambda params: train_state.create(params, tx),
-                    run.load(settings.init_from, "params", model))
-  return run.init(
-      lambda key: train_state.create(init_params(model, key), tx), key)
+    return run.init(create, run.load(settings.init_from, "params", model))
+  return run.init(lambda key: create(init_params(model, key)), key)
 
 
 def main_stream(weights: dict[str, float]) -> str:

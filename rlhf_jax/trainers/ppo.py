@@ -434,12 +434,13 @@ def train(run: Run, stage: str) -> dict[str, Any]:
     frozen, unit = load_frozen(run, config)
     settings = make_settings(run, config, unit)
     tx, critic_tx = make_optimizers(config, settings)
-    state, shardings = run.init(
+    start = (
         functools.partial(init_state, tx=tx, critic_tx=critic_tx,
                           kl_coef=settings.kl_coef),
         frozen.reference, frozen.reward_model)
-    if saved.latest_step:
-      state = restore(saved, state, shardings)
+    state, shardings = (
+        restore(saved, run.abstract(*start)) if saved.latest_step
+        else run.init(*start))
     step_fn = jax.jit(
         make_ppo_step(policy, critic, tx, critic_tx, settings),
         donate_argnums=0, out_shardings=(shardings, None))
@@ -498,8 +499,8 @@ def load_frozen(run: Run, config) -> tuple[Frozen, float]:
   reward_model = run.load(config.reward_model, "params", run.scalar())
   unit = score_sd
   if config.reward_unit == "sd":
-    reward_model = jax.jit(functools.partial(
-        scalar.shift_and_scale, bias=0.0, scale=1.0 / score_sd))(reward_model)
+    reward_model = sharding.in_place(functools.partial(
+        scalar.shift_and_scale, bias=0.0, scale=1.0 / score_sd), reward_model)
     unit = 1.0
   reference = run.load(config.init_from, "params", run.policy())
   return Frozen(reference=reference, reward_model=reward_model), unit
@@ -557,12 +558,13 @@ def save(saved, step: int, state: PPOState) -> None:
   saved.save(step, items(state), {"next_batch": step})
 
 
-def restore(saved, state: PPOState, shardings) -> PPOState:
-  abstract = sharding.abstract_with(jax.eval_shape(lambda: state), shardings)
+def restore(saved, abstract: PPOState) -> tuple[PPOState, Any]:
+  """(the newest saved state, its shardings), straight into its shards."""
   found = saved.restore(items(abstract))
-  return PPOState(
-      step=jax.device_put(jnp.int32(saved.latest_step), shardings.step),
-      kl_coef=found.pop("controller")["kl_coef"], **found)
+  step = jax.device_put(jnp.int32(saved.latest_step), abstract.step.sharding)
+  kl_coef = found.pop("controller")["kl_coef"]
+  return (PPOState(step=step, kl_coef=kl_coef, **found),
+          sharding.shardings_of(abstract))
 
 
 def figures(run: Run, stage: str, config, unit: float) -> dict[str, Any]:

@@ -8,6 +8,7 @@ the demonstrations score 0 on average.
 """
 
 from collections.abc import Callable, Iterator
+import functools
 import json
 from typing import Any
 
@@ -105,9 +106,8 @@ def train(run: Run, stage: str) -> dict[str, Any]:
       checkpoint.Checkpoints(run.workdir / stage / "checkpoints",
                              keep=settings.keep_checkpoints) as saved,
   ):
-    state, shardings = initial_state(run, settings, model, tx, run.key(stage))
-    if saved.latest_step:
-      state = train_state.restore(saved, state, shardings)
+    state, shardings = first_state(
+        run, settings, model, tx, run.key(stage), saved)
     step_fn = jax.jit(
         make_rm_step(model, tx, denominator=settings.denominator,
                      num_microbatches=settings.num_microbatches,
@@ -140,23 +140,27 @@ def train(run: Run, stage: str) -> dict[str, Any]:
       run.writer.write(stage, num_steps, figures)
       report = measure.report(scores, figures, epoch_ends)
       checkpoint.write_json(run.workdir / stage / REPORT, report)
-      state = state.replace(params=scalar.shift_and_scale(
-          state.params, bias=figures["bias"], scale=1.0))
+      state = state.replace(params=sharding.in_place(functools.partial(
+          scalar.shift_and_scale, bias=figures["bias"], scale=1.0),
+          state.params))
       train_state.save(saved, num_steps, state)
   print(reward_model.format_report(stage, report["validation"]), flush=True)
   return {"steps": num_steps, "comparisons": len(rows),
           "params": model.config.num_params, **report["figures"]}
 
 
-def initial_state(run: Run, settings, model: Scalar, tx, key: jax.Array):
-  """(state, shardings): another stage's body with a fresh head, or all
-  fresh."""
-  state, shardings = run.init(
-      lambda key: train_state.create(init_params(model, key), tx), key)
+def first_state(run: Run, settings, model: Scalar, tx, key: jax.Array, saved):
+  """(state, shardings): the newest one saved; else with another stage's body
+  and a fresh head, or all fresh."""
+  fresh = lambda key: train_state.create(init_params(model, key), tx)
+  with_body = lambda key, body: train_state.create(
+      scalar.from_policy(init_params(model, key), body), tx)
+  if saved.latest_step:
+    return train_state.restore(saved, run.abstract(fresh, key))
   if settings.init_from:
-    body = run.load(settings.init_from, "params", run.rm_policy())
-    state = state.replace(params=scalar.from_policy(state.params, body))
-  return state, shardings
+    return run.init(with_body, key, run.load(
+        settings.init_from, "params", run.rm_policy()))
+  return run.init(fresh, key)
 
 
 class Measure:

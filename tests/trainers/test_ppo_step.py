@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rlhf_jax import losses, rollout, scoring, sharding, tree
+from rlhf_jax import losses, rollout, scoring, tree
 from rlhf_jax.models import scalar
 from rlhf_jax.trainers import ppo
 from tests import tiny
@@ -18,7 +18,6 @@ from tests import tiny
 BATCH, PROMPT, RESPONSE = 32, 5, 6
 PTX_ROWS, PTX_LENGTH = 32, 9
 KEY = jax.random.key(3)
-MOMENTUM = optax.sgd(0.1, momentum=0.9)
 POLICY, SCALAR = tiny.policy(), tiny.scalar()
 
 
@@ -470,37 +469,6 @@ class ControllerTest(parameterized.TestCase):
     np.testing.assert_allclose(state.kl_coef, 0.05 * 1.2, rtol=1e-5)
     fixed, _ = _quick(False)
     chex.assert_trees_all_equal(state.params, fixed.params)
-
-
-class MeshTest(parameterized.TestCase):
-
-  @parameterized.parameters(*tiny.MESHES)
-  def test_devices_do_not_change_an_iteration(self, name):
-    expected_state, expected_values = _without_mesh()
-    state, sampled = _state(MOMENTUM), jax.device_get(_first_rollout())
-    mesh, mesh_in_use = tiny.use_mesh(name)
-    put = lambda x: sharding.put_batch(x, mesh, tiny.AXIS_RULES)
-    with mesh_in_use:
-      state, shardings = tiny.shard(state, mesh)
-      frozen, _ = tiny.shard(_frozen(), mesh)
-      step = tiny.jit(_mesh_step(), out_shardings=(shardings, None))
-      state, values = step(
-          state, frozen, put(sampled), put(_ptx_tokens()), KEY)
-    chex.assert_trees_all_close(
-        values, expected_values, rtol=1e-4, atol=1e-5)
-    chex.assert_trees_all_close(state, expected_state, rtol=1e-4, atol=1e-5)
-
-
-def _mesh_step():
-  return ppo.make_ppo_step(
-      POLICY, SCALAR, MOMENTUM, MOMENTUM,
-      tiny.settings(ptx_coef=2.0, num_microbatches=2))
-
-
-@functools.cache
-def _without_mesh():
-  return tiny.jit(_mesh_step())(
-      _state(MOMENTUM), _frozen(), _first_rollout(), _ptx_tokens(), KEY)
 
 
 class LoweringTest(parameterized.TestCase):

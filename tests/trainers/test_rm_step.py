@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rlhf_jax import sharding, train_state
+from rlhf_jax import train_state
 from rlhf_jax.data import batches
 from rlhf_jax.models import scalar
 from rlhf_jax.trainers import rm
@@ -264,40 +264,6 @@ class LoopTest(parameterized.TestCase):
     self.assertEqual(state.step, 60)
     self.assertGreater(values["train/rm/accuracy"], 0.9)
     self.assertLess(values["train/rm/loss"], 0.4)
-
-
-class MeshTest(parameterized.TestCase):
-
-  @parameterized.parameters(*tiny.MESHES)
-  def test_devices_do_not_change_two_steps(self, name):
-    step = rm.make_rm_step(
-        tiny.scalar(), tiny.adam(), denominator="kept", num_microbatches=1)
-    state = _state(tiny.adam())
-    expected_state, expected_values = _two_steps_without_mesh()
-    mesh, mesh_in_use = tiny.use_mesh(name)
-    with mesh_in_use:
-      state, shardings = tiny.shard(state, mesh)
-      batch = sharding.put_batch(_shared_rows(), mesh, tiny.AXIS_RULES)
-      step = tiny.jit(step, out_shardings=(shardings, None))
-      for _ in range(2):
-        state, values = step(state, batch)
-    chex.assert_trees_all_close(values, expected_values, rtol=1e-5)
-    chex.assert_trees_all_close(state, expected_state, rtol=1e-4, atol=1e-5)
-
-
-def _shared_rows():
-  """A block a prompt, whose responses share rows."""
-  return _packed(_batch(), length=20, num_rows=4, max_prompts=1)
-
-
-@functools.cache
-def _two_steps_without_mesh():
-  state = _state(tiny.adam())
-  step = tiny.jit(rm.make_rm_step(
-      tiny.scalar(), tiny.adam(), denominator="kept", num_microbatches=1))
-  for _ in range(2):
-    state, values = step(state, _shared_rows())
-  return state, values
 
 
 if __name__ == "__main__":

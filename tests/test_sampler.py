@@ -1,0 +1,98 @@
+"""Laws of the decode layout: what no device ever holds."""
+
+import math
+import re
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
+
+from rlhf_jax import run, sharding
+from tests import tiny
+
+BATCH, PROMPT, RESPONSE = 48, 5, 6
+# No two sizes are alike: 8 heads of 3, width 24, 40 rows of vocabulary, caches
+# of 11 places.
+MODEL = tiny.policy(num_heads=8, d_model=24, context_length=16)
+
+
+def _abstract_params(mesh, axis_rules):
+  abstract = jax.eval_shape(lambda: run.init_params(MODEL, jax.random.key(0)))
+  return sharding.abstract_with(
+      abstract, sharding.shardings_for(abstract, mesh, axis_rules))
+
+
+def _abstract_rows(mesh):
+  """The key and rows of a call, as training has them."""
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  by_batch = sharding.batch_sharding(mesh, tiny.RULES["large"])
+  rows = [
+      jax.ShapeDtypeStruct(shape, dtype, sharding=by_batch)
+      for shape, dtype in (((BATCH, PROMPT), jnp.int32),
+                           ((BATCH, PROMPT), jnp.bool_), ((BATCH,), jnp.int32))]
+  return key, *rows
+
+
+def _shapes(program):
+  """The shapes of all arrays of a compiled program: those of one device."""
+  found = re.findall(r"(?:f32|s32|u32|pred)\[([\d,]+)\]", program.as_text())
+  return {tuple(map(int, shape.split(","))) for shape in found}
+
+
+class DecodeLayoutTest(parameterized.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    jax.config.update("jax_disable_most_optimizations", True)
+    self.addCleanup(
+        jax.config.update, "jax_disable_most_optimizations", False)
+
+  @parameterized.parameters(("fsdp_tensor", 1), ("all_axes", 2))
+  def test_no_device_holds_a_whole(self, name, num_parts):
+    mesh = tiny.make_mesh(name)
+    data, fsdp, tensor = tiny.MESHES[name]
+    rows, heads = BATCH // data // num_parts, 8 // (fsdp * tensor)
+    generate = tiny.make_generate(MODEL, mesh, "large", RESPONSE, num_parts)
+    with sharding.use(mesh, tiny.RULES["large"]):
+      sample = _shapes(generate.sample.lower(
+          _abstract_params(mesh, tiny.DECODE_RULES["large"]),
+          *_abstract_rows(mesh)).compile())
+    length = PROMPT + RESPONSE
+    caches = {s for s in sample if len(s) == 4 and s[2:] == (length, 3)}
+    self.assertEqual(caches, {(rows, heads, length, 3)})
+    # logits and noise: no row has its whole vocabulary
+    self.assertIn((rows, 40 // (fsdp * tensor)), sample)
+    self.assertEmpty({
+        s for s in sample if s[-1] == 40 and max(s[:-1], default=1) > 1
+        and s[0] >= rows})
+
+  @parameterized.parameters("data", "fsdp", "fsdp_tensor", "all_axes")
+  def test_moving_parameters_makes_none_whole(self, name):
+    mesh = tiny.make_mesh(name)
+    generate = tiny.make_generate(MODEL, mesh, "large", RESPONSE)
+    with sharding.use(mesh, tiny.RULES["large"]):
+      program = generate.to_decode_layout.lower(
+          _abstract_params(mesh, tiny.RULES["large"])).compile()
+    _, fsdp, tensor = tiny.MESHES[name]
+    # the largest matrix, cut over the mesh axes that cut it in decoding
+    largest = 2 * 24 * 96 // (fsdp * tensor)
+    for shape in _shapes(program):
+      self.assertLessEqual(math.prod(shape), largest, shape)
+    self.assertIn(largest, map(math.prod, _shapes(program)))
+
+  def test_is_cast_and_moved(self):
+    mesh = tiny.make_mesh("all_axes")
+    generate = tiny.make_generate(MODEL, mesh, "large", RESPONSE)
+    with sharding.use(mesh, tiny.RULES["large"]):
+      params, shardings = tiny.shard(
+          tiny.params(MODEL), mesh, tiny.DECODE_RULES["large"])
+      source, _ = tiny.shard(tiny.params(MODEL), mesh, tiny.RULES["large"])
+      moved = generate.to_decode_layout(source)
+    self.assertEqual(sharding.shardings_of(moved), shardings)
+    for found, expected in zip(
+        jax.tree.leaves(moved), jax.tree.leaves(params)):
+      self.assertTrue((found == expected).all())
+
+if __name__ == "__main__":
+  absltest.main()
