@@ -182,10 +182,25 @@ def empty_caches(config, batch: int, length: int):
   return tuple((zeros(), zeros()) for _ in range(config.num_layers))
 
 
+def unstacked(params: Any, num_layers: int) -> Any:
+  """Parameters with a tuple of blocks, each by itself; new dicts on the way
+  there, and the same arrays where they are unstacked already."""
+  body = dict(params["transformer"])
+  if not isinstance(body["blocks"], tuple):
+    body["blocks"] = tuple(
+        jax.tree.map(lambda x, i=i: x[i], body["blocks"])
+        for i in range(num_layers))
+  return {**params, "transformer": body}
+
+
 def make_cached_forward(model: Policy, params: Any) -> Callable[..., Any]:
   """Builds the forward pass that prefill and decode share.
 
-  Blocks are taken out of their stack once, outside the loop over tokens.
+  Args:
+    model: the policy.
+    params: its parameters. Blocks still in their stack are taken out once,
+      outside the loop over tokens, which copies all; give `unstacked` ones
+      where that is too much memory.
 
   Returns:
     forward(tokens [B, L], positions [B, L], key_mask [B, S], caches, index)
@@ -193,11 +208,8 @@ def make_cached_forward(model: Policy, params: Any) -> Callable[..., Any]:
   """
   config = model.config
   block = Block(config)
-  stacked = params["transformer"]["blocks"]
-  layers = [
-      jax.tree.map(lambda x, i=i: x[i], stacked)
-      for i in range(config.num_layers)
-  ]
+  params = unstacked(params, config.num_layers)
+  layers = params["transformer"].pop("blocks")
 
   def forward(tokens, positions, key_mask, caches, index):
     slots = jnp.arange(key_mask.shape[1])

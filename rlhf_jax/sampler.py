@@ -22,7 +22,8 @@ class Generate:
   rules of training, as does the Rollout. Call it under `sharding.use`.
 
   Attributes:
-    to_decode_layout: params -> their copy in the dtype and shards of decoding.
+    to_decode_layout: params -> their copy in the dtype and shards of decoding,
+      its blocks unstacked.
     sample: (that copy, key, prompt_tokens, prompt_mask, row_ids) -> Rollout.
   """
 
@@ -67,7 +68,8 @@ def make_sharded_generate(
     eos_id: ends a response.
     num_parts: of a batch, sampled one after the other; memory only.
   """
-  abstract = jax.eval_shape(lambda: init_params(policy, jax.random.key(0)))
+  abstract = jax.eval_shape(lambda: rollout.unstacked(
+      init_params(policy, jax.random.key(0)), policy.config.num_layers))
   training, decoding = (
       sharding.shardings_for(abstract, mesh, rules)
       for rules in (axis_rules, decode_axis_rules))
@@ -79,9 +81,10 @@ def make_sharded_generate(
       num_parts)
 
   def to_decode_layout(params):
+    params = jax.tree.map(lambda x: x.astype(decode_dtype), params)
     return jax.tree.map(
-        lambda x, *shardings: sharding.move(x.astype(decode_dtype), *shardings),
-        params, training, decoding)
+        sharding.move, rollout.unstacked(params, policy.config.num_layers),
+        training, decoding)
 
   def sample(params, key, *rows):
     with sharding.use_rules(decode_axis_rules):

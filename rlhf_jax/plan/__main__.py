@@ -70,7 +70,7 @@ def plan_one(name: str) -> planning.Plan:
   if not _SEARCH.value:
     say("ways to less memory (--search tries them):\n" + search.advice(plan))
     return plan
-  plan, overrides = search.search(plan, make, say)
+  plan, overrides = search.search(plan, make, say, _ONLY.value)
   if overrides:
     say(f"what helps: {search.as_flags(overrides)}")
   return plan

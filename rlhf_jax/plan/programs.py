@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import ml_collections
 
-from rlhf_jax import optimizer, sampler, sharding, train_state
+from rlhf_jax import optimizer, rollout, sampler, sharding, train_state
 from rlhf_jax.config import name_of
 from rlhf_jax.config.names import active, kind_of, lm_streams
 from rlhf_jax.models.policy import Policy
@@ -254,7 +254,8 @@ class _Maker:
     decode = self._config.decode
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(decode.dtype)),
-        self._params(policy))
+        jax.eval_shape(lambda p: rollout.unstacked(p, policy.config.num_layers),
+                       self._params(policy)))
     return sharding.abstract_with(abstract, sharding.shardings_for(
         abstract, self._mesh, decode.axis_rules))
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterator
 import copy
+import dataclasses
+import itertools
 import math
 from typing import Any
 
@@ -113,7 +115,8 @@ def advice(plan: Plan) -> str:
 
 
 def search(
-    plan: Plan, make_plan: Callable[..., Plan], say: Callable[[str], None]
+    plan: Plan, make_plan: Callable[..., Plan], say: Callable[[str], None],
+    only: str = "",
 ) -> tuple[Plan, Overrides]:
   """Tries the proposals of each program that does not fit.
 
@@ -121,26 +124,36 @@ def search(
     plan: of all programs.
     make_plan: (config, topology, only=program) -> Plan.
     say: prints a line.
+    only: as the plan was made with.
 
   Returns:
     (the plan with what helped, the overrides); it may still not fit.
   """
   found: Overrides = {}
-  config, topology = plan.config, plan.topology
+  topology = plan.topology
   for name in misfits(plan):
-    mesh, tries = plan.mesh_shape, 0
-    for proposal in _valid(config, topology, proposals(config, name, mesh)):
-      if tries == _MOST_TRIES:
-        break
-      tries += 1
-      attempt = with_overrides(config, proposal)
-      fits = make_plan(attempt, topology, only=name).fits
+    tried = itertools.islice(_valid(plan.config, topology, proposals(
+        plan.config, name, plan.mesh_shape)), _MOST_TRIES)
+    for proposal in tried:
+      config = with_overrides(plan.config, proposal)
+      attempt = make_plan(config, topology, only=name)
       say(f"{name} with {as_flags(proposal)}: "
-          + ("fits" if fits else "does not fit"))
-      if fits:
-        config, found = attempt, found | proposal
+          + ("fits" if attempt.fits else "does not fit"))
+      if attempt.fits:
+        found |= proposal
+        plan = make_plan(config, topology, only=only) if (
+            attempt.mesh_shape != plan.mesh_shape) else replaced(plan, attempt)
         break
-  return make_plan(config, topology, only=""), found
+  return plan, found
+
+
+def replaced(plan: Plan, newer: Plan) -> Plan:
+  """The plan with the phases of the newer one's programs, and its config."""
+  phases = {p.phase.name: p for p in newer.phases}
+  return dataclasses.replace(
+      plan, config=newer.config,
+      phases=tuple(phases.get(p.phase.name, p) for p in plan.phases),
+      compile_seconds=plan.compile_seconds | newer.compile_seconds)
 
 
 def _valid(config, topology: Topology, found: Iterator[Overrides]):
