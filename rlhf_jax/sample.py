@@ -18,6 +18,7 @@ import ml_collections
 
 from rlhf_jax import (
     checkpoint, config as config_lib, pipeline, sampler, sharding,
+    storage,
 )
 from rlhf_jax.run import Run
 
@@ -108,9 +109,10 @@ def main(argv):
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   logging.set_verbosity(logging.WARNING)
   try:
+    storage.check(_WORKDIR.value, "--workdir", is_written=False)
     run = open_run(epath.Path(_WORKDIR.value))
     stage = choose_stage(run, _STAGE.value)
-  except checkpoint.CheckpointError as error:
+  except (checkpoint.CheckpointError, storage.StorageError) as error:
     sys.exit(f"error: {error}")
   with sharding.use(run.mesh, run.axis_rules):
     respond = make_respond(run, stage, _TEMPERATURE.value, _NUM.value)
