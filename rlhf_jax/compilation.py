@@ -12,7 +12,7 @@ _MIN_SECONDS_IN_A_BUCKET = 1.0
 
 
 def enable_compilation_cache(workdir: epath.PathLike) -> str:
-  """Keeps compiled programs in JAX_COMPILATION_CACHE_DIR, else beside `workdir`.
+  """Keeps compiled programs in JAX_COMPILATION_CACHE_DIR, else by `workdir`.
 
   Runs with other workdirs in the same folder share them. JAX's keys hold the
   programs, their options, the versions and the machine, so a folder can serve

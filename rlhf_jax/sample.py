@@ -17,7 +17,7 @@ import jax
 import ml_collections
 
 from rlhf_jax import (
-    checkpoint, config as config_lib, pipeline, sampler, sharding,
+    checkpoint, compilation, config as config_lib, pipeline, sampler, sharding,
     storage,
 )
 from rlhf_jax.run import Run
@@ -108,6 +108,7 @@ def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   logging.set_verbosity(logging.WARNING)
+  compilation.enable_compilation_cache(_WORKDIR.value)
   try:
     storage.check(_WORKDIR.value, "--workdir", is_written=False)
     run = open_run(epath.Path(_WORKDIR.value))

@@ -3,15 +3,12 @@
 import contextlib
 import io
 import json
-import logging
-import pathlib
-import time
 from unittest import mock
 
 from etils import epath
 import pytest
 
-from rlhf_jax import collect, metrics, storage
+from rlhf_jax import collect, metrics
 from tests import bucket, tiny_run
 
 WORKDIR = epath.Path(f"gs://{bucket.NAME}/runs/tiny")

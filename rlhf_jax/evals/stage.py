@@ -7,7 +7,6 @@ labelers are held-out ones, or a reward model that was not optimised against.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 import itertools
-import json
 from typing import Any
 
 import jax
@@ -15,8 +14,8 @@ import ml_collections
 import numpy as np
 
 from rlhf_jax import (
-    checkpoint, config as config_lib, labelers, metrics, rollout, sampler, scoring,
-    sharding,
+    checkpoint, config as config_lib, labelers, metrics, rollout, sampler,
+    scoring, sharding,
 )
 from rlhf_jax.evals import (
     constant, divergence, intervals, language_loss, preferences, ranking,
