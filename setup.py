@@ -30,7 +30,12 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require={
-        "test": ["pytest>=8", "scipy>=1.13"],
+        # Brings Google's own client and gRPC, 45 MB that a laptop needs not.
+        "gcs": ["gcsfs>=2025.1"],
+        # The TPU compiler; no TPU is needed to plan for one.
+        "plan": ["libtpu>=0.0.52"],
+        "test": ["gcp-storage-emulator>=2024.8", "gcsfs>=2025.1",
+                 "libtpu>=0.0.52", "pytest>=8", "scipy>=1.13"],
         "tpu": ["jax[tpu]>=0.10.2,<0.11"],
         "cuda": ["jax[cuda13]>=0.10.2,<0.11"],
     },

@@ -12,6 +12,8 @@ from etils import epath
 import jax
 import orbax.checkpoint as ocp
 
+from rlhf_jax import storage
+
 preservation_policy = ocp.checkpoint_managers.preservation_policy
 META = "meta"
 
@@ -26,7 +28,7 @@ class Checkpoints:
   def __init__(
       self, directory: epath.PathLike, *, keep: int, keep_every: int = 0):
     """Keeps the newest `keep`, and the multiples of `keep_every` if any."""
-    self.directory = epath.Path(directory).absolute()
+    self.directory = storage.absolute(directory)
     policies = [preservation_policy.LatestN(keep)]
     if keep_every:
       policies.append(preservation_policy.EveryNSteps(keep_every))
@@ -106,7 +108,7 @@ def restore_item(
   Raises:
     CheckpointError: nothing is there.
   """
-  directory = epath.Path(directory).absolute()
+  directory = storage.absolute(directory)
   if not directory.exists():
     raise CheckpointError(
         f"{directory} does not exist: run the stage "
@@ -146,10 +148,5 @@ def write_lines(path: epath.PathLike, rows: Iterable[Any]) -> None:
 
 def write_text(path: epath.PathLike, text: str) -> None:
   """Writes a file whole or not at all; only process 0 writes."""
-  if jax.process_index() != 0:
-    return
-  path = epath.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_name(path.name + ".partial")
-  partial.write_text(text)
-  partial.replace(path)
+  if jax.process_index() == 0:
+    storage.write_text(path, text)

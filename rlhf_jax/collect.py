@@ -27,6 +27,7 @@ import jax
 
 from rlhf_jax import (
     checkpoint, datasets, handoff, labelers, metrics, sampler, sharding,
+    storage,
 )
 from rlhf_jax.config.names import EXPORT, RANKED, SMALLWORLD, asks_people
 from rlhf_jax.data import records
@@ -37,6 +38,7 @@ from rlhf_jax.run import Run
 
 # Noise of a response: prompt number x this + response number.
 _ROWS_PER_PROMPT = 16
+_UPLOAD_SECONDS = 30.0  # What a killed run with a bucket may sample anew.
 
 Answer = dict[str, Any]  # a line of responses.jsonl
 
@@ -134,13 +136,15 @@ def sample(run: Run, stage: str, tasks: Sequence[Task]) -> list[Answer]:
   path = run.workdir / stage / "responses.jsonl"
   done = keep_whole_groups(path, groups)
   datasets.barrier(f"kept {stage}")  # before process 0 appends
+  file = storage.Growing(path)
   if done < len(groups):
     with sharding.use(run.mesh, run.axis_rules):
       answer = make_answer(run, stage)
       with metrics.Progress(stage, done, len(groups), "batch") as progress:
         for group in groups[done:]:
-          append_lines(path, answer(group))
+          append_lines(file, answer(group))
           progress.update()
+  file.upload()
   datasets.barrier(f"sampled {stage}")  # what process 0 wrote is there
   return read_lines(path)
 
@@ -332,7 +336,9 @@ def read_lines(path: epath.Path) -> list[dict[str, Any]]:
   return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def append_lines(path: epath.Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def append_lines(file: storage.Growing, rows: Sequence[Mapping[str, Any]]
+                 ) -> None:
   if jax.process_index() == 0:
-    with path.open("a") as f:
-      f.write("".join(json.dumps(row) + "\n" for row in rows))
+    file.append("".join(json.dumps(row) + "\n" for row in rows))
+    if file.is_due(_UPLOAD_SECONDS):
+      file.upload()

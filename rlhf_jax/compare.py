@@ -12,6 +12,8 @@ from absl import app
 from etils import epath
 import tabulate
 
+from rlhf_jax import storage
+
 # Headline figures: path in summary.json -> how it is shown.
 FIGURES = {
     "rm.accuracy.train_labelers": "{:.3f}",
@@ -68,6 +70,10 @@ def main(argv):
     raise app.UsageError("name at least one folder of a finished run")
   summaries = []
   for folder in argv[1:]:
+    try:
+      storage.check(folder, "folder", is_written=False)
+    except storage.StorageError as error:
+      raise app.UsageError(str(error)) from error
     path = epath.Path(folder) / "summary.json"
     if not path.exists():
       raise app.UsageError(f"{path} does not exist: that run did not finish")

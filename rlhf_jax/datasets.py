@@ -10,6 +10,7 @@ from jax.experimental import multihost_utils
 import ml_collections
 import tqdm
 
+from rlhf_jax import storage
 from rlhf_jax.data import cleaning, prepare, sources, tokenizer
 from rlhf_jax.data.records import DataError
 from rlhf_jax.data.smallworld import Smallworld
@@ -70,7 +71,6 @@ def make_tokenizer(config, workdir: epath.Path, world) -> tokenizer.Tokenizer:
     else:
       made = tokenizer.load(config.data.tokenizer)
     check_vocabulary(made, config)
-    stored.parent.mkdir(parents=True, exist_ok=True)
     made.save(str(stored))
   barrier("tokenizer")
   made = tokenizer.load(str(stored))
@@ -121,8 +121,9 @@ def source_of(run, kind: str, stage: str) -> tuple[str, str]:
   source = run.config.data[kind]
   if source != "collect":
     return source, run.config.data.root
-  files = (str(run.stage_dir(name) / "comparisons.jsonl")
-           for name in run.config[stage].collected)
+  files = (
+      str(storage.local_copy(run.stage_dir(name) / "comparisons.jsonl"))
+      for name in run.config[stage].collected)
   return f"jsonl:{','.join(files)}", ""
 
 

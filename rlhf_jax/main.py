@@ -13,7 +13,9 @@ from absl import logging
 from etils import epath
 from ml_collections import config_flags
 
-from rlhf_jax import checkpoint, config, handoff, host_memory, pipeline
+from rlhf_jax import (
+    checkpoint, compilation, config, handoff, host_memory, pipeline, storage,
+)
 from rlhf_jax.data.records import DataError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -25,7 +27,7 @@ _WORKDIR = flags.DEFINE_string(
 # What a person can mend: one message, no traceback.
 _USER_ERRORS = (
     config.ConfigError, DataError, pipeline.WorkdirError,
-    checkpoint.CheckpointError)
+    checkpoint.CheckpointError, storage.StorageError)
 
 
 def main(argv):
@@ -34,6 +36,7 @@ def main(argv):
   host_memory.keep_freed_memory()
   logging.set_verbosity(logging.WARNING)  # the libraries' own; ours is printed
   workdir = epath.Path(_WORKDIR.value or f"runs/{_CONFIG.value.name}")
+  compilation.enable_compilation_cache(workdir)
   try:
     pipeline.run_all(_CONFIG.value, workdir)
   except handoff.WaitingForPeople as waiting:

@@ -12,17 +12,23 @@ from typing import Any
 
 from etils import epath
 import jax
+from jax.experimental import multihost_utils
 import numpy as np
 import tensorboardX
 import tqdm
+
+from rlhf_jax import storage
+
+_UPLOAD_SECONDS = 30.0
 
 
 class Writer:
   """Writes `{"stage", "step", "seconds", name: value, ...}` a line."""
 
   def __init__(self, workdir: epath.PathLike):
-    self._workdir = epath.Path(workdir)
-    self._path = self._workdir / "metrics.jsonl"
+    self._path = epath.Path(workdir) / "metrics.jsonl"
+    self._rows = storage.Growing(self._path)
+    self._events = storage.Growing(epath.Path(workdir) / "tensorboard")
     self._start = time.monotonic()
     self._boards: dict[str, tensorboardX.SummaryWriter] = {}
     self._is_writer = jax.process_index() == 0
@@ -37,30 +43,47 @@ class Writer:
            "seconds": round(time.monotonic() - self._start, 3)}
     # NaN is not JSON: written as null, so that the line stays readable.
     row |= {k: v if math.isfinite(v) else None for k, v in values.items()}
-    with self._path.open("a") as f:
-      f.write(json.dumps(row) + "\n")
+    self._rows.append(json.dumps(row) + "\n")
     if stage not in self._boards:
       self._boards[stage] = tensorboardX.SummaryWriter(
-          str(self._workdir / "tensorboard" / stage))
+          str(self._events.here / stage))
     for name, value in values.items():
       self._boards[stage].add_scalar(name, value, step)
+    if self._rows.is_due(_UPLOAD_SECONDS):
+      self.upload()
 
   def rewind(self, stage: str, step: int) -> None:
     """Drops a stage's rows after `step`: a resumed stage writes them anew."""
-    if not self._is_writer or not self._path.exists():
+    if not self._is_writer or not self._rows.here.exists():
       return
     kept = [
-        line for line in self._path.read_text().splitlines()
+        line for line in self._rows.here.read_text().splitlines()
         if not _is_after(line, stage, step)
     ]
-    partial = self._path.with_suffix(".partial")
-    partial.write_text("".join(line + "\n" for line in kept))
-    partial.replace(self._path)
+    self._rows.rewrite("".join(line + "\n" for line in kept))
+
+  def read(self, stage: str) -> list[dict[str, Any]]:
+    """The rows of one stage; all processes call it, and see the same."""
+    self.upload()
+    if jax.process_count() > 1:
+      multihost_utils.sync_global_devices(f"rows {stage}")
+    return read(self._path.parent, stage)
+
+  def upload(self) -> None:
+    """Brings a bucket up to date: before a checkpoint, so that a run resumed
+    from it finds all rows, and where somebody reads them."""
+    if not self._is_writer:
+      return
+    for board in self._boards.values():
+      board.flush()
+    self._rows.upload()
+    self._events.upload()
 
   def close(self) -> None:
     for board in self._boards.values():
       board.close()
     self._boards.clear()
+    self.upload()
 
 
 def _is_after(line: str, stage: str, step: int) -> bool:

@@ -11,7 +11,7 @@ import ml_collections
 
 from rlhf_jax import (
     checkpoint, collect, config as config_lib, datasets, metrics, sharding,
-    streams, summaries,
+    storage, streams, summaries,
 )
 from rlhf_jax.evals import stage as evaluate
 from rlhf_jax.run import Run
@@ -41,8 +41,10 @@ def run_all(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
     config.ConfigError: the config contradicts itself or the devices.
     WorkdirError: a stage was begun with other settings.
     DataError: bad data.
+    StorageError: the workdir is in a bucket that cannot be used.
   """
   started = time.monotonic()
+  storage.check(workdir, "--workdir", is_written=True)
   workdir = epath.Path(workdir)
   config_lib.validate(
       config, jax.device_count(), jax.process_count(),
@@ -55,9 +57,11 @@ def run_all(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
   prepare_first_data(run)
   # the last that can be refused is done, so an older one may go
   checkpoint.write_json(workdir / "config.json", config.to_dict())
-  for stage in config.stages:
-    run_stage(run, stage)
-  run.writer.close()
+  try:
+    for stage in config.stages:
+      run_stage(run, stage)
+  finally:
+    run.writer.close()
   summary = summaries.summarise(run, time.monotonic() - started)
   checkpoint.write_json(workdir / "summary.json", summary)
   print(summaries.format_summary(run, summary), flush=True)
@@ -83,7 +87,11 @@ def describe(run: Run) -> str:
       f"{run.config.name}: {', '.join(run.config.stages)}\n"
       f"policy {policy.num_params:,} parameters, "
       f"{jax.device_count()} {jax.devices()[0].platform} device(s), "
-      f"mesh {dict(run.mesh.shape)}\n{filled}workdir {run.workdir}\n")
+      f"mesh {dict(run.mesh.shape)}
+{filled}workdir {run.workdir}
+"
+      f"compiled programs {jax.config.jax_compilation_cache_dir or 'unkept'}
+")
 
 
 def check_workdir(config, workdir: epath.Path) -> None:
@@ -231,6 +239,7 @@ def run_stage(run: Run, stage: str) -> None:
       directory / "settings.json", config_lib.stage_keys(run.config, stage))
   datasets.prepare_for(run, reads(stage), stage)
   figures = STAGES[config_lib.name_of(stage)](run, stage)
+  run.writer.upload()
   checkpoint.write_done(directory, {
       "stage": stage,
       "seconds": round(time.monotonic() - started, 2),

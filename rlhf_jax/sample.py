@@ -17,7 +17,8 @@ import jax
 import ml_collections
 
 from rlhf_jax import (
-    checkpoint, config as config_lib, pipeline, sampler, sharding,
+    checkpoint, compilation, config as config_lib, pipeline, sampler, sharding,
+    storage,
 )
 from rlhf_jax.run import Run
 
@@ -107,10 +108,12 @@ def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   logging.set_verbosity(logging.WARNING)
+  compilation.enable_compilation_cache(_WORKDIR.value)
   try:
+    storage.check(_WORKDIR.value, "--workdir", is_written=False)
     run = open_run(epath.Path(_WORKDIR.value))
     stage = choose_stage(run, _STAGE.value)
-  except checkpoint.CheckpointError as error:
+  except (checkpoint.CheckpointError, storage.StorageError) as error:
     sys.exit(f"error: {error}")
   with sharding.use(run.mesh, run.axis_rules):
     respond = make_respond(run, stage, _TEMPERATURE.value, _NUM.value)

@@ -25,7 +25,7 @@ from absl import app
 from absl import flags
 from absl import logging
 
-from rlhf_jax import labelers, screening
+from rlhf_jax import labelers, screening, storage
 from rlhf_jax.data.records import DataError
 from rlhf_jax.evals import candidates
 
@@ -70,7 +70,7 @@ def main(argv):
             agreement=_MIN_AGREEMENT.value,
             flag_agreement=_MIN_FLAG_AGREEMENT.value,
             demonstration_rating=_MIN_DEMONSTRATION_RATING.value))
-  except (DataError, OSError) as error:
+  except (DataError, OSError, storage.StorageError) as error:
     sys.exit(f"error: {error}")
   print(candidates.format_report(found), flush=True)
   num_passed = sum(x["passes"] for x in found["candidates"].values())

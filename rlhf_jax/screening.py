@@ -20,7 +20,10 @@ import json
 import os
 from typing import Any
 
+from etils import epath
+
 from rlhf_jax import handoff
+from rlhf_jax import storage
 from rlhf_jax.data import records
 from rlhf_jax.data import sources
 from rlhf_jax.data.records import DataError
@@ -55,23 +58,14 @@ def screen(reference_path: str, answer_paths: Sequence[str], roster_path: str,
   answers = read_answers(answer_paths, reference)
   check_roster(roster_path, answers, group)
   report = candidates.make_report(reference, answers, cutoffs)
-  write_whole(report_path, json.dumps(report, indent=2) + "\n")
+  storage.write_text(report_path, json.dumps(report, indent=2) + "\n")
   passed = [name for name, found in report["candidates"].items()
             if found["passes"]]
   if passed:
-    write_whole(roster_path, "".join(
+    storage.write_text(roster_path, "".join(
         json.dumps({"labeler_id": name, "group": group}) + "\n"
         for name in passed))
   return report
-
-
-def write_whole(path: str, text: str) -> None:
-  """Writes a file whole or not at all; asks for no device, which a run may
-  hold."""
-  partial = path + ".partial"
-  with open(partial, "w", encoding="utf-8") as f:
-    f.write(text)
-  os.replace(partial, path)
 
 
 def check_outputs(written: Sequence[str], read: Sequence[str]) -> None:
@@ -79,17 +73,26 @@ def check_outputs(written: Sequence[str], read: Sequence[str]) -> None:
 
   Raises:
     DataError: names the path.
+    StorageError: a bucket cannot be used.
   """
-  taken = {os.path.realpath(path) for path in read}
+  for path in read:
+    storage.check(path, "input", is_written=False)
+  taken = {_place(path) for path in read}
   for path in written:
-    folder = os.path.dirname(os.path.abspath(path))
-    if not os.path.isdir(folder):
+    storage.check(path, "output", is_written=True)
+    folder = storage.absolute(path).parent
+    if not storage.is_bucket(path) and not folder.is_dir():
       raise DataError(f"{path}: there is no folder {folder}; make it first")
-    if os.path.isdir(path):
+    if epath.Path(path).is_dir():
       raise DataError(f"{path} is a folder; name a file")
-    if os.path.realpath(path) in taken:
+    if _place(path) in taken:
       raise DataError(f"{path} would be written over; name another file")
-    taken.add(os.path.realpath(path))
+    taken.add(_place(path))
+
+
+def _place(path: str) -> str:
+  """One name for each place, however it is written."""
+  return path if storage.is_bucket(path) else os.path.realpath(path)
 
 
 def check_roster(path: str, answers: Mapping[str, Answers], group: str
@@ -99,7 +102,7 @@ def check_roster(path: str, answers: Mapping[str, Answers], group: str
   Raises:
     DataError: names somebody who would be lost.
   """
-  if not os.path.exists(path):
+  if not epath.Path(path).exists():
     return
   for name, theirs in handoff.read_roster(path).items():
     if name not in answers or theirs != group:

@@ -7,6 +7,7 @@ import os
 
 from etils import epath
 
+from rlhf_jax import storage
 from rlhf_jax.config.keys import is_fold
 from rlhf_jax.config.names import (
     LABELERS, MAX_RESPONSES, POLICIES, RANKED, SMALLWORLD, Tree, active,
@@ -38,7 +39,9 @@ def reading_errors(tree: Tree, check_inputs: bool) -> Iterator[str]:
                f"config.inputs.{source} to the folder of a finished one.")
   if check_inputs:
     for name, folder in inputs.items():
-      if not (epath.Path(folder) / "done.json").exists():
+      refused = list(_unreachable(folder, f"config.inputs.{name}"))
+      yield from refused
+      if not refused and not (epath.Path(folder) / "done.json").exists():
         yield (f"config.inputs.{name} = {folder!r} has no done.json; name the "
                "folder of a stage that has finished, as RUN/sft.")
 
@@ -103,6 +106,14 @@ def _refusals(key: str, check, *args, **kwargs) -> Iterator[str]:
     yield f"{key}: {error}."
 
 
+def _unreachable(path: str, name: str) -> Iterator[str]:
+  """Why a file or folder in a bucket cannot be looked for, if so."""
+  try:
+    storage.check(path, name, is_written=False)
+  except storage.StorageError as error:
+    yield str(error)
+
+
 def _is_source(kind: str, source: str) -> bool:
   if source == "collect":
     return kind == "comparisons"
@@ -125,7 +136,14 @@ def file_errors(tree: Tree) -> Iterator[str]:
   missing = []
   for key, root, pattern in named:
     path = os.path.join(root, os.path.expanduser(pattern.strip()))
-    if not os.path.exists(path) and not glob.glob(path):
+    if "://" in path and key != "tokenizer":
+      missing.append(
+          f"config.data.{key}: {path!r} is in a bucket, but rows are read from "
+          "local files; fetch it, e.g. with 'gcloud storage cp', and name the "
+          "copy.")
+    elif refused := list(_unreachable(path, f"config.data.{key}")):
+      missing += refused
+    elif not epath.Path(path).exists() and not glob.glob(path):
       missing.append(
           f"config.data.{key}: nothing at {path!r}; relative paths start "
           f"from {os.path.abspath(root)!r}."

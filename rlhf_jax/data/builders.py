@@ -17,6 +17,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 from tensorflow_datasets.proto import tf_feature_pb2
 
+from rlhf_jax import storage
 from rlhf_jax.data import records
 from rlhf_jax.data import sources
 from rlhf_jax.data.rows import Row
@@ -88,6 +89,9 @@ def write(
 ) -> None:
   """Writes `folder(kind, data_dir)`; splits without rows are left out.
 
+  What is there goes: a run ended while writing it. Array_record files are
+  written and read on this machine, and stored in a bucket if the folder is one.
+
   Args:
     kind: one of `records.KINDS`.
     rows: the cleaned rows of each split; of pretraining windows [N, window].
@@ -95,7 +99,8 @@ def write(
     root: folder that the files of the origins are named from.
   """
   rows = {split: of for split, of in rows.items() if len(of)}
-  directory = epath.Path(folder(kind, data_dir))
+  directory = storage.local_path(folder(kind, data_dir))
+  storage.remove(directory)
   directory.mkdir(parents=True, exist_ok=True)
   infos = []
   for split, of in rows.items():
@@ -111,6 +116,7 @@ def write(
       disable_shuffling=True,
       check_data=False,  # It would need TensorFlow.
   )
+  storage.upload_folder(folder(kind, data_dir))
 
 
 def _write_file(path: epath.Path, examples: Iterable[Example]) -> int:
@@ -152,7 +158,8 @@ class Split(Sequence):
   """Rows of one split by index, as dicts of text, lists and int32 arrays."""
 
   def __init__(self, kind: str, data_dir: str, split: str):
-    builder = tfds.builder_from_directory(folder(kind, data_dir))
+    builder = tfds.builder_from_directory(
+        storage.local_folder(folder(kind, data_dir)))
     self._kind = kind
     self._rows = ()
     if split in builder.info.splits:

@@ -11,6 +11,7 @@ from etils import epath
 import numpy as np
 import tabulate
 
+from rlhf_jax import storage
 from rlhf_jax.data import builders
 from rlhf_jax.data import cleaning
 from rlhf_jax.data import records
@@ -91,14 +92,9 @@ def prepare(
     rows = _windows(rows, settings.window, report)
   if not len(rows["train"]):
     raise DataError(_nothing_left(kind, source, report))
-  half_made = epath.Path(builders.folder(kind, out_dir))
-  if half_made.exists():  # Without a report: a run ended while writing it.
-    half_made.rmtree()
   builders.write(kind, rows, out_dir, root)
   report |= {"made_from": made_from, "digest": _digest(made_from)}
-  partial = path.with_name("report.json.tmp")
-  partial.write_text(json.dumps(report, indent=2))
-  partial.replace(path)
+  storage.write_text(path, json.dumps(report, indent=2))
   return report
 
 

@@ -27,6 +27,7 @@ import re
 from typing import Any, BinaryIO, Callable, Iterator
 import zlib
 
+from rlhf_jax import storage
 from rlhf_jax.data import few_shot
 from rlhf_jax.data import records
 from rlhf_jax.data.fields import DataError, short
@@ -251,6 +252,7 @@ def _parsed(line: bytes, origin: str) -> Any:
 
 def json_lines(path: str) -> Iterator[tuple[Any, str]]:
   """(value, "PATH:LINE") of each line of a file, `.gz` or not; blank ones not.
+  The file may lie in a bucket.
 
   Raises:
     DataError: the file cannot be read, or a line is longer than
@@ -264,7 +266,7 @@ def _lines(path: str) -> Iterator[tuple[int, bytes]]:
   number = 0
   opener = gzip.open if path.endswith(".gz") else open
   try:
-    with opener(path, "rb") as f:
+    with opener(storage.local_copy(path), "rb") as f:
       while line := f.readline(MAX_LINE_BYTES + 1):
         number += 1
         if len(line) > MAX_LINE_BYTES:

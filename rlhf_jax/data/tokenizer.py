@@ -10,15 +10,16 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
 from typing import Iterable, Sequence
 
+from etils import epath
 import tokenizers
 from tokenizers import decoders
 from tokenizers import models
 from tokenizers import pre_tokenizers
 from tokenizers import trainers
 
+from rlhf_jax import storage
 from rlhf_jax.data.records import DataError
 
 END = "<|endoftext|>"
@@ -77,10 +78,7 @@ class Tokenizer:
 
   def save(self, path: str) -> None:
     """Writes `tokenizer.json` at `path`, a file name."""
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    with open(path + ".tmp", "w", encoding="utf-8") as f:
-      f.write(self.bpe.to_str())
-    os.replace(path + ".tmp", path)
+    storage.write_text(path, self.bpe.to_str())
 
 
 def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -120,9 +118,10 @@ def load(spec: str) -> Tokenizer:
     if "," in spec:
       vocab, merges = (part.strip() for part in spec.split(",", 1))
       return _load_pair(vocab, merges)
-    path = os.path.join(spec, _FILE) if os.path.isdir(spec) else spec
+    path = epath.Path(spec)
+    path = path / _FILE if path.is_dir() else path
     _require(path)
-    return Tokenizer(tokenizers.Tokenizer.from_file(path))
+    return Tokenizer(tokenizers.Tokenizer.from_str(path.read_text()))
   except DataError as error:
     raise DataError(f"tokenizer {spec!r}: {error}") from None
   except Exception as error:  # The Rust library raises bare Exceptions.
@@ -150,6 +149,6 @@ def _byte_level(model: models.BPE) -> tokenizers.Tokenizer:
   return bpe
 
 
-def _require(path: str) -> None:
-  if not os.path.isfile(path):
-    raise DataError(f"no file {path!r}")
+def _require(path: epath.PathLike) -> None:
+  if not epath.Path(path).is_file():
+    raise DataError(f"no file {str(path)!r}")

@@ -7,7 +7,6 @@ labelers are held-out ones, or a reward model that was not optimised against.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 import itertools
-import json
 from typing import Any
 
 import jax
@@ -15,8 +14,8 @@ import ml_collections
 import numpy as np
 
 from rlhf_jax import (
-    config as config_lib, labelers, metrics, rollout, sampler, scoring,
-    sharding,
+    checkpoint, config as config_lib, labelers, metrics, rollout, sampler,
+    scoring, sharding,
 )
 from rlhf_jax.evals import (
     constant, divergence, intervals, language_loss, preferences, ranking,
@@ -231,20 +230,18 @@ def win_rate(run: Run, settings, prompts, outcome, baseline):
 
 def write_samples(run: Run, rows, outcomes: Mapping[str, Outcome]) -> None:
   """samples.jsonl: a held-out prompt a line with each policy's response."""
-  if jax.process_index() != 0:
-    return
-  with (run.workdir / "samples.jsonl").open("w") as f:
-    for i, row in enumerate(rows):
-      responses = {}
-      for name, outcome in outcomes.items():
-        values = {"score": outcome.scores[i], "kl": outcome.kl[i],
-                  "judge_score": outcome.judge_scores, "gold": outcome.gold}
-        responses[name] = {"text": outcome.texts[i]} | {
-            key: round(float(v if np.ndim(v) == 0 else v[i]), 4)
-            for key, v in values.items() if v is not None}
-      line = {"prompt": row["prompt"], "category": row["category"],
-              "responses": responses}
-      f.write(json.dumps(line) + "\n")
+  lines = []
+  for i, row in enumerate(rows):
+    responses = {}
+    for name, outcome in outcomes.items():
+      values = {"score": outcome.scores[i], "kl": outcome.kl[i],
+                "judge_score": outcome.judge_scores, "gold": outcome.gold}
+      responses[name] = {"text": outcome.texts[i]} | {
+          key: round(float(v if np.ndim(v) == 0 else v[i]), 4)
+          for key, v in values.items() if v is not None}
+    lines.append({"prompt": row["prompt"], "category": row["category"],
+                  "responses": responses})
+  checkpoint.write_lines(run.workdir / "samples.jsonl", lines)
 
 
 def flat_numbers(tree: Mapping[str, Any], prefix: str = "") -> dict[str, float]:

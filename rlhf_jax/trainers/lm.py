@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from rlhf_jax import (
-    checkpoint, datasets, losses, metrics, optimizer, sharding, train_state,
+    checkpoint, losses, metrics, optimizer, sharding, train_state,
     tree,
 )
 from rlhf_jax.evals import language_loss
@@ -134,6 +134,7 @@ def train(run: Run, stage: str) -> dict[str, Any]:
         if metrics.should_run(
             now, settings.every_save_steps, num_steps) or metrics.should_run(
                 now, every_candidate_steps(settings), num_steps):
+          run.writer.upload()
           train_state.save(saved, now, state)
         progress.update()
     if first == num_steps:  # it was killed after its last save
@@ -145,7 +146,6 @@ def train(run: Run, stage: str) -> dict[str, Any]:
     if settings.select == "rm_score":
       saved.keep_only(evaluated)
     if settings.select == "loss":
-      datasets.barrier(f"measured {stage}")  # process 0 writes what is read
       selected, figures = select_by_loss(run, stage, weights, evaluated)
       saved.keep_only({selected, num_steps})
       figures["selected_step"] = selected
@@ -166,7 +166,7 @@ def select_by_loss(run: Run, stage: str, weights: dict[str, float],
     CheckpointError: none has a finite one.
   """
   name = f"validation/{main_stream(weights)}/loss"
-  rows = [row for row in metrics.read(run.workdir, stage)
+  rows = [row for row in run.writer.read(stage)
           if row.get(name) is not None and row["step"] in steps]
   if not rows:
     raise checkpoint.CheckpointError(

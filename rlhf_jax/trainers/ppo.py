@@ -472,6 +472,7 @@ def train(run: Run, stage: str) -> dict[str, Any]:
         check_values(stage, now, values)
         run.writer.write(stage, now, values)
         if metrics.should_run(now, config.every_save_steps, config.num_iters):
+          run.writer.upload()
           save(saved, now, state)
         progress.update(score=values["train/ppo/score"],
                         kl=values["train/ppo/kl"])
@@ -569,12 +570,12 @@ def restore(saved, abstract: PPOState) -> tuple[PPOState, Any]:
 
 def figures(run: Run, stage: str, config, unit: float) -> dict[str, Any]:
   """What done.json says of the stage: the mean of its last iterations."""
-  rows = metrics.read(run.workdir, stage)[-10:]
+  rows = run.writer.read(stage)[-10:]
   mean = lambda name: float(np.mean([r[name] for r in rows]))
   names = ("train/ppo/score", "train/ppo/kl", "train/ppo/response_length",
            "train/ppo/ended", "train/critic/explained_variance")
   worst = max(r["train/ppo/first_ratio_deviation"]
-              for r in metrics.read(run.workdir, stage))
+              for r in run.writer.read(stage))
   return {"iterations": config.num_iters, "score_unit": unit,
           "first_ratio_deviation_max": worst,
           **{name.rsplit("/", 1)[1]: mean(name) for name in names}}

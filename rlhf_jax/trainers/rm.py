@@ -131,6 +131,7 @@ def train(run: Run, stage: str) -> dict[str, Any]:
         # the last step is saved below, with its bias
         if now < num_steps and metrics.should_run(
             now, settings.every_save_steps, num_steps):
+          run.writer.upload()
           train_state.save(saved, now, state)
         progress.update()
     if first == num_steps:  # it was killed after its last save
@@ -220,7 +221,7 @@ class Measure:
             "low": row["validation/rm/accuracy_low"],
             "high": row["validation/rm/accuracy_high"],
             "loss": row["validation/rm/loss"]}
-        for row in metrics.read(self._run.workdir, self._stage)
+        for row in self._run.writer.read(self._stage)
         if "validation/rm/accuracy" in row}
     figures = figures | {
         "validation_accuracy": validation["accuracy"]["all"]["mean"],

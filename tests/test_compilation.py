@@ -1,0 +1,109 @@
+"""What was compiled once is compiled by no later start."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import textwrap
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import pytest
+
+from rlhf_jax import compilation
+
+ROOT = pathlib.Path(__file__).parent.parent
+# A process of its own: the program, and what JAX says of its compiles.
+PROGRAM = textwrap.dedent("""
+    import collections, json, sys
+    import jax
+    from absl import app
+    events = collections.Counter()
+    jax.monitoring.register_event_listener(
+        lambda name, **unused: events.update([name.rpartition("/")[2]]))
+    jax.config.update("jax_disable_most_optimizations", True)
+    from rlhf_jax import main
+    sys.argv[0] = "main"
+    try:
+      app.run(main.main, flags_parser=main.parse_flags)
+    except SystemExit as ended:
+      print(json.dumps(events))
+      sys.exit(ended.code)
+    """)
+
+
+@pytest.fixture(name="starts", scope="module")
+def _starts(tmp_path_factory):
+  """(events, rows of metrics.jsonl, what was printed) of two starts with
+  workdirs of the same parent."""
+  root = tmp_path_factory.mktemp("runs")
+  experiment = root / "tiny.py"
+  experiment.write_text(
+      "from tests import tiny_run\n\n\ndef get_config():\n"
+      "  return tiny_run.tiny_config(stages=('pretrain',))\n")
+  env = {k: v for k, v in os.environ.items()
+         if k != "JAX_COMPILATION_CACHE_DIR"}
+  found = []
+  for name in ("first", "second"):
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, f"--config={experiment}",
+         f"--workdir={root / name}"],
+        cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = (root / name / "metrics.jsonl").read_text().splitlines()
+    found.append((json.loads(done.stdout.splitlines()[-1]),
+                  [json.loads(row) for row in rows], done.stdout))
+  return root, found
+
+
+def test_the_second_start_compiles_nothing(starts):
+  _, ((first, *_), (second, *_)) = starts
+  assert first["cache_misses"] == first["compile_requests_use_cache"] > 3
+  assert second.get("cache_misses", 0) == 0
+  assert second["cache_hits"] == second["compile_requests_use_cache"]
+
+
+def test_metrics_do_not_depend_on_the_cache(starts):
+  _, found = starts
+  first, second = (
+      [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+      for _, rows, _ in found)
+  assert first == second and len(first) > 3
+
+
+def test_the_folder_is_named_and_beside_the_workdirs(starts):
+  root, found = starts
+  assert any((root / compilation.FOLDER).iterdir())
+  for _, _, printed in found:
+    assert f"compiled programs {root / compilation.FOLDER}\n" in printed
+
+
+class FolderTest(parameterized.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    for name in ("jax_compilation_cache_dir",
+                 "jax_persistent_cache_min_entry_size_bytes",
+                 "jax_persistent_cache_min_compile_time_secs"):
+      self.addCleanup(jax.config.update, name, getattr(jax.config, name))
+    jax.config.update("jax_compilation_cache_dir", None)
+
+  @parameterized.parameters(
+      ("/data/runs/one", "/data/runs/.jax_cache", 0.0),
+      ("gs://bucket/runs/one", "gs://bucket/runs/.jax_cache", 1.0),
+      ("one", f"{os.getcwd()}/.jax_cache", 0.0))
+  def test_beside_the_workdir(self, workdir, folder, seconds):
+    self.assertEqual(compilation.enable_compilation_cache(workdir), folder)
+    self.assertEqual(jax.config.jax_compilation_cache_dir, folder)
+    self.assertEqual(
+        jax.config.jax_persistent_cache_min_compile_time_secs, seconds)
+
+  def test_a_given_folder_stays(self):  # JAX reads its variable when imported
+    jax.config.update("jax_compilation_cache_dir", "/cache")
+    self.assertEqual(compilation.enable_compilation_cache("/runs/x"), "/cache")
+
+
+if __name__ == "__main__":
+  absltest.main()
