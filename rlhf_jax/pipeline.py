@@ -87,11 +87,8 @@ def describe(run: Run) -> str:
       f"{run.config.name}: {', '.join(run.config.stages)}\n"
       f"policy {policy.num_params:,} parameters, "
       f"{jax.device_count()} {jax.devices()[0].platform} device(s), "
-      f"mesh {dict(run.mesh.shape)}
-{filled}workdir {run.workdir}
-"
-      f"compiled programs {jax.config.jax_compilation_cache_dir or 'unkept'}
-")
+      f"mesh {dict(run.mesh.shape)}\n{filled}workdir {run.workdir}\n"
+      f"compiled programs {jax.config.jax_compilation_cache_dir or 'unkept'}\n")
 
 
 def check_workdir(config, workdir: epath.Path) -> None:

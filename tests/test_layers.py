@@ -11,14 +11,14 @@ ROOT = pathlib.Path(__file__).parent.parent
 # From the lowest to the highest; a module imports its own layer and those
 # below. A package stands for all that is in it.
 LAYERS = (
-    "command host_memory storage compilation tree masked sharding",
+    "host_memory storage compilation tree masked sharding",
     "losses advantages models data config",
     "optimizer train_state checkpoint metrics",
     "rollout",
     "run datasets streams sampler scoring",
     "labelers handoff collect screening evals trainers",
     "summaries pipeline",
-    "main sample compare screen plan",
+    "main sample compare screen plan command",
 )
 
 
