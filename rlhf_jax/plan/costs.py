@@ -20,6 +20,9 @@ Collective = tuple[str, tuple[int, ...]]
 _COLLECTIVES = (
     "all-gather", "all-reduce", "reduce-scatter", "all-to-all",
     "collective-permute")
+# Between TPU slices the compiler writes no collectives: each device's part is
+# sent through its host, with the kind of the whole beside it.
+BETWEEN_SLICES = "between slices: "
 # Neither read nor write memory.
 _FREE = frozenset(
     "parameter constant get-tuple-element tuple bitcast after-all "
@@ -75,7 +78,7 @@ def count(
 
   Args:
     module: compiled for a mesh of this shape.
-    mesh_shape: as of the mesh, in the order of its axes.
+    mesh_shape: that of one slice, in the order of the mesh's axes.
     scopes: names of `jax.named_scope`; an instruction is counted under the
       first that its origin names, or else under its loop's ("" outside all).
   """
@@ -182,6 +185,8 @@ class _Counter:
   def _add_collective(
       self, walk, segment, instruction, computation, kind="") -> None:
     opcode = instruction.opcode.removesuffix("-start")
+    if opcode == "send":
+      self._add_send(segment, instruction, computation)
     if opcode not in _COLLECTIVES:
       return
     num_devices = math.prod(self._mesh_shape)
@@ -196,6 +201,14 @@ class _Counter:
           array.num_bytes for array in given)
       channel = instruction.attribute("channel_id") or instruction.name
       walk.add_collective(channel, segment, work)
+
+  def _add_send(self, segment, instruction, computation) -> None:
+    found = re.search(
+        r'_xla_megascale_transfer_type="(\w+)"', instruction.attributes)
+    if found:
+      kind = BETWEEN_SLICES + found.group(1).lower().replace("_", "-")
+      segment.work.collectives[kind, (0,)] += sum(
+          a.num_bytes for a in computation[instruction.operands[0]].arrays)
 
   def _bytes(self, instruction: Instruction, computation: Computation):
     opcode = instruction.opcode

@@ -131,11 +131,18 @@ def _compiled(config, topology, mesh, found, report) -> Plan:
   phases = tuple(
       phase for program in found
       for phase in _phases(
-          program, compiled[program.name], mesh.devices.shape, rates))
+          program, compiled[program.name],
+          slice_shape(mesh, topology.num_slices), rates))
   return Plan(
       config=config, topology=topology, mesh_shape=dict(mesh.shape),
       how=COMPILED, phases=phases,
       compile_seconds={n: c.seconds for n, c in compiled.items()})
+
+
+def slice_shape(mesh, num_slices: int) -> tuple[int, ...]:
+  """The mesh of one slice: they lie along the first axis."""
+  data, *rest = mesh.devices.shape
+  return data // num_slices, *rest
 
 
 def _phases(program: Program, compiled, mesh_shape, rates):

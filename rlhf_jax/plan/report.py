@@ -199,11 +199,11 @@ def verdict(plan: Plan) -> str:
     return f"It fits: every program within {plan.hbm_bytes / GIB:.2f} GiB."
   lines = [f"It does NOT fit {plan.topology.text}:"]
   for phase in bad:
-    kind = max(phase.bytes, key=phase.bytes.get)
+    most = sorted(phase.bytes, key=phase.bytes.get, reverse=True)[:3]
     lines.append(
         f"  {phase.program} needs {phase.total_bytes / GIB:.2f} of "
-        f"{plan.hbm_bytes / GIB:.2f} GiB; most is {kind} "
-        f"({phase.bytes[kind] / GIB:.2f} GiB)" + "".join(
+        f"{plan.hbm_bytes / GIB:.2f} GiB; the most are "
+        + ", ".join(f"{k} {phase.bytes[k] / GIB:.2f}" for k in most) + "".join(
             f"\n    {size / GIB:.2f} GiB {array}"
             for size, array in phase.largest[:3]))
   return "\n".join(lines)

@@ -13,6 +13,7 @@ import dataclasses
 import numpy as np
 
 from rlhf_jax.plan import chips
+from rlhf_jax.plan import costs
 from rlhf_jax.plan.chips import Topology
 from rlhf_jax.plan.costs import Segment, Work
 
@@ -44,7 +45,8 @@ class Rates:
   def __init__(self, topology: Topology, mesh_devices: np.ndarray):
     self._chip = topology.chip
     self._topology = topology
-    self._devices = mesh_devices
+    # groups of TPUs are within a slice: all slices are alike
+    self._devices = mesh_devices[:len(mesh_devices) // topology.num_slices]
     self._paths: dict[tuple[int, ...], chips.Paths] = {}
 
   def roofline(self, segments: Iterable[Segment]) -> Roofline:
@@ -74,6 +76,10 @@ class Rates:
       self, kind: str, axes: tuple[int, ...], size: float
   ) -> tuple[dict[int, float], float]:
     """(seconds by dimension of the torus, seconds of the network)."""
+    if kind.startswith(costs.BETWEEN_SLICES):
+      sent = factor(kind.removeprefix(costs.BETWEEN_SLICES),
+                    self._topology.num_slices, self._topology.num_slices)
+      return {}, sent * size / self._chip.network_bandwidth
     if axes not in self._paths:
       self._paths[axes] = chips.paths_of(self._topology, self._devices, axes)
     paths = self._paths[axes]
