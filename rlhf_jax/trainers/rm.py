@@ -141,7 +141,7 @@ def train(run: Run, stage: str) -> dict[str, Any]:
       state = state.replace(params=scalar.shift_and_scale(
           state.params, bias=figures["bias"], scale=1.0))
       train_state.save(saved, num_steps, state)
-  print(reward_model.format_report(stage, report["validation"]), flush=True)
+  metrics.say(reward_model.format_report(stage, report["validation"]))
   return {"steps": num_steps, "comparisons": len(rows),
           "params": model.config.num_params, **report["figures"]}
 
