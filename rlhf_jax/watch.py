@@ -159,8 +159,9 @@ class Hub(Watch):
     self._lock = threading.Lock()
     self._failure: Failure | None = None
     self._finished: set[int] = set()
-    self._threads = [
-        _in_background(self._listen, member) for member in members]
+    self._threads: list[threading.Thread] = []
+    for member in members:
+      self._threads.append(_in_background(self._listen, member))
 
   def finish(self) -> None:
     """Returns when all have finished."""

@@ -6,13 +6,16 @@ is rlhf_jax.main, but with what the environment variable FAULT asks for, as
 pretrain/2/1/kill: when process 1 writes step 2 of `pretrain`, it is killed.
 """
 
+import atexit
 import dataclasses
+import functools
 import os
 import pathlib
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -39,8 +42,11 @@ def config():
   from tests import tiny_run  # pylint: disable=g-import-not-at-top
   made = tiny_run.tiny_config()
   for stage in (made.pretrain, made.sft, made.rl_init):
-    stage.update(num_steps=3, every_log_steps=1, every_eval_steps=3,
+    stage.update(num_steps=3, every_log_steps=1, every_eval_steps=6,
                  every_save_steps=1)
+  made.pretrain.num_steps = 6
+  for model in (made.model, made.rm_model):
+    model.num_layers = 1
   made.smallworld.update(
       num_documents=100, num_demonstrations=120, num_prompts=120)
   made.collect.update(num_prompts=16, num_validation_prompts=8)
@@ -62,8 +68,19 @@ def free_port() -> int:
     return server.getsockname()[1]
 
 
+@functools.cache
+def compiled() -> str:
+  """A folder for what is compiled, which later processes need not again."""
+  folder = tempfile.TemporaryDirectory(prefix="compiled_")
+  atexit.register(folder.cleanup)
+  return folder.name
+
+
 def environment(num_devices: int, fault: str = "") -> dict[str, str]:
   return os.environ | {
+      "JAX_COMPILATION_CACHE_DIR": compiled(),
+      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+      "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
       "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(num_devices),
       "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "NPROC": "64",
       "PYTHONPATH": str(ROOT), "FAULT": fault}
