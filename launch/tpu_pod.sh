@@ -149,7 +149,7 @@ up() {
   while true; do
     ensure
     if install && run_once; then
-      echo "finished: $workdir" >&2
+      [[ -n $dry_run ]] || echo "finished: $workdir" >&2
       return
     fi
     if [[ $(state) != ACTIVE ]]; then
