@@ -3,6 +3,7 @@
 The connections that they keep are those of `watch`.
 """
 
+from collections.abc import Iterable
 import dataclasses
 import socket
 import time
@@ -33,7 +34,7 @@ def gather(
         server.settimeout(max(0.0, until - time.monotonic()) or 1e-3)
         connection, _ = server.accept()
       except TimeoutError:
-        _dismiss(members, num_processes, _missing(
+        _dismiss([line for _, line in members.values()], _missing(
             members, num_processes, f"{host}:{port}", timeout))
       _greet(Line(connection), members, num_processes)
   address = f"{host}:{_free_port()}"
@@ -58,14 +59,14 @@ def _greet(line: Line, members: dict, num_processes: int) -> None:
     other = members[process][0] if process else socket.gethostname()
     wrong = (f"{host} and {other} were both started with --process_id="
              f"{process}; give each its own")
-  members[process if wrong is None else (host, process)] = (host, line)
   if wrong:
-    _dismiss(members, num_processes, wrong)
+    _dismiss([line, *(other for _, other in members.values())], wrong)
+  members[process] = (host, line)
 
 
-def _dismiss(members: dict, num_processes: int, message: str) -> NoReturn:
+def _dismiss(lines: Iterable[Line], message: str) -> NoReturn:
   """Sends all away that came."""
-  for _, line in members.values():
+  for line in lines:
     line.send(failure=dataclasses.asdict(
         Failure(0, socket.gethostname(), message, refused=True)))
   raise StartError(message)

@@ -285,7 +285,8 @@ def test_they_do_not_fit(flags, message):
     (["--distributed", *together(0)], "--distributed detects what"),
     (["--distributed"], "JAX sees no cluster here"),
     (together(2), "--process_id=2 is not one of 0 to .* which is 1"),
-    (["--coordinator=here", *together(0)[1:]], "--coordinator=here is not HOST"),
+    (["--coordinator=here", *together(0)[1:]],
+     "--coordinator=here is not HOST"),
     (["--num_processes=two"], "--num_processes=two.*"),
     (["--start_timeout=0"], "--start_timeout=0"),
 ])
