@@ -1,13 +1,14 @@
 """The command line that commands on an experiment share: --config and its
 overrides, and one message, no traceback, for what a person can mend."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 import re
 import sys
-from typing import NoReturn
 
 from absl import flags
 from ml_collections import config_flags
+
+from rlhf_jax import distributed
 
 
 def config_flag() -> flags.FlagHolder:
@@ -16,18 +17,13 @@ def config_flag() -> flags.FlagHolder:
       "config", None, "The experiment, as experiments/ppo_ptx.py:mini.")
 
 
-def parse_flags(
-    config: flags.FlagHolder, argv: Sequence[str], *,
-    refuse: Callable[[str], NoReturn] | None = None,
-) -> list[str]:
+def parse_flags(config: flags.FlagHolder, argv: Sequence[str]) -> list[str]:
   """absl's parser; no such experiment or key is one message as well.
 
   Args:
     config: as of `config_flag`.
     argv: with the program's name.
-    refuse: what to do with that message; by default print it and exit.
   """
-  refuse = refuse or refuse_here
   sys.argv = argv = [quote_round(arg) for arg in argv]  # absl reads both
   try:
     rest = flags.FLAGS(argv)
@@ -36,11 +32,11 @@ def parse_flags(
   except (AttributeError, KeyError) as error:
     while isinstance(error.args[0], Exception):
       error = error.args[0]
-    refuse(f"--config has no key {error.args[0]}")
+    distributed.refuse(f"--config has no key {error.args[0]}")
   except (OSError, ValueError) as error:
-    refuse(str(error))
+    distributed.refuse(str(error))
   except flags.Error as error:
-    refuse(without_traceback(str(error)))
+    distributed.refuse(without_traceback(str(error)))
 
 
 def quote_round(arg: str) -> str:
@@ -58,8 +54,3 @@ def without_traceback(text: str) -> str:
   if not places:
     return text
   return f"{':'.join(places[-1])}: {raised[-1]}"
-
-
-def refuse_here(message: str) -> NoReturn:
-  print(f"\nerror: {message}", file=sys.stderr)
-  sys.exit(2)

@@ -122,6 +122,12 @@ class Progress:
     self._bar.update(steps)
 
 
+def say(text: str) -> None:
+  """Prints a text once, however many processes there are."""
+  if jax.process_index() == 0:
+    print(text, flush=True)
+
+
 def should_run(step: int, every: int, last: int) -> bool:
   """True at multiples of `every` and at the last step; 0 means only last."""
   return step == last or (every > 0 and step % every == 0)

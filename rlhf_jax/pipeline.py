@@ -53,7 +53,7 @@ def run_all(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
   run = make_run(config, workdir)
   check_inputs(run)
   check_results(run)
-  print(describe(run), flush=True)
+  metrics.say(describe(run))
   prepare_first_data(run)
   # the last that can be refused is done, so an older one may go
   checkpoint.write_json(workdir / "config.json", config.to_dict())
@@ -64,7 +64,7 @@ def run_all(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
     run.writer.close()
   summary = summaries.summarise(run, time.monotonic() - started)
   checkpoint.write_json(workdir / "summary.json", summary)
-  print(summaries.format_summary(run, summary), flush=True)
+  metrics.say(summaries.format_summary(run, summary))
 
 
 def make_run(config, workdir: epath.Path) -> Run:
@@ -225,11 +225,11 @@ def reads(stage: str) -> tuple[str, ...]:
 def run_stage(run: Run, stage: str) -> None:
   """Runs one stage unless it is finished or another run's is used."""
   if stage in given_inputs(run.config):
-    print(f"{stage}: taken from {run.stage_dir(stage)}", flush=True)
+    metrics.say(f"{stage}: taken from {run.stage_dir(stage)}")
     return
   directory = run.workdir / stage
   if checkpoint.read_done(directory):
-    print(f"{stage}: finished before", flush=True)
+    metrics.say(f"{stage}: finished before")
     return
   started = time.monotonic()
   checkpoint.write_json(

@@ -20,7 +20,7 @@ from absl import app
 from absl import flags
 from absl import logging
 
-from rlhf_jax import command, config as config_lib
+from rlhf_jax import command, config as config_lib, distributed
 from rlhf_jax.config.names import kind_of
 from rlhf_jax.plan import chips, planning, report, search
 
@@ -49,7 +49,7 @@ def main(argv):
   try:
     plans = [plan_one(name) for name in _TOPOLOGY.value]
   except (chips.PlanError, config_lib.ConfigError) as error:
-    command.refuse_here(str(error))
+    distributed.refuse(str(error))
   if _JSON.value:
     found = [report.as_object(plan) for plan in plans]
     print(json.dumps(found[0] if len(found) == 1 else found, indent=2))

@@ -51,6 +51,9 @@ def tpu_devices(topology: Topology) -> Sequence[Any]:
   # No TPU is asked for: neither its metadata server nor its lock is needed.
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
   os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+  # Nor does it matter on which it would run: else the library complains.
+  os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
+  os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
   slices = {"num_slices": topology.num_slices} if topology.num_slices > 1 else {}
   try:
     return topologies.get_topology_desc(

@@ -145,7 +145,7 @@ def train(run: Run, stage: str) -> dict[str, Any]:
           scalar.shift_and_scale, bias=figures["bias"], scale=1.0),
           state.params))
       train_state.save(saved, num_steps, state)
-  print(reward_model.format_report(stage, report["validation"]), flush=True)
+  metrics.say(reward_model.format_report(stage, report["validation"]))
   return {"steps": num_steps, "comparisons": len(rows),
           "params": model.config.num_params, **report["figures"]}
 

@@ -1,0 +1,170 @@
+"""Start and end of a run of several processes.
+
+A run of one process needs none of this, and nothing here happens in it.
+"""
+
+from collections.abc import Iterator, Sequence
+import contextlib
+import dataclasses
+import sys
+import time
+import traceback
+from typing import NoReturn
+
+import jax
+# Private, for the one thing that JAX does not offer: what it detects, before
+# it connects. Its own connecting aborts from C++ when somebody is missing.
+from jax._src import clusters
+
+from rlhf_jax import rendezvous, watch
+from rlhf_jax.rendezvous import StartError
+
+# Seconds for whom the watch cannot see: a process that stands still.
+_HEARTBEAT_TIMEOUT = 60
+# A collective breaks when its partner does: time to hear that one first.
+_CONSEQUENCE = 2
+
+_watch: watch.Hub | watch.Member | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Cluster:
+  """The processes of a run, and which of them this is.
+
+  Attributes:
+    host: where process 0 runs.
+    port: the port at which the others find it.
+    num_processes: how many there are.
+    process_id: the number of this one.
+    local_device_ids: the machine's devices that it uses; None for all.
+  """
+
+  host: str
+  port: int
+  num_processes: int
+  process_id: int
+  local_device_ids: Sequence[int] | None = None
+
+
+def explicit(
+    coordinator: str | None, num_processes: int | None, process_id: int | None
+) -> Cluster | None:
+  """The cluster that three flags name, None without any.
+
+  Raises:
+    StartError: one is missing, or a value cannot be.
+  """
+  given = {"--coordinator": coordinator, "--num_processes": num_processes,
+           "--process_id": process_id}
+  missing = [name for name, value in given.items() if value is None]
+  if len(missing) == len(given):
+    return None
+  if missing:
+    raise StartError(
+        f"{', '.join(given)} belong together: {' and '.join(missing)} "
+        "missing; a run of one process needs none of them")
+  host, _, port = coordinator.rpartition(":")
+  if not host or not port.isdigit() or not 0 < int(port) < 65536:
+    raise StartError(
+        f"--coordinator={coordinator} is not HOST:PORT of process 0, such as "
+        "10.0.0.2:8476")
+  if num_processes < 1 or not 0 <= process_id < num_processes:
+    raise StartError(
+        f"--process_id={process_id} is not one of 0 to --num_processes - 1, "
+        f"which is {num_processes - 1}")
+  return Cluster(host.strip("[]"), int(port), num_processes, process_id)
+
+
+def detected(timeout: float) -> Cluster:
+  """The cluster that JAX detects: a TPU pod, SLURM, Kubernetes, Open MPI.
+
+  Raises:
+    StartError: there is none, or it cannot be asked.
+  """
+  detect = getattr(
+      clusters.ClusterEnv, "auto_detect_unset_distributed_params", None)
+  way_out = "give --coordinator, --num_processes and --process_id instead"
+  if detect is None:
+    raise StartError(
+        f"--distributed: this JAX ({jax.__version__}) detects clusters in "
+        f"another way; {way_out}")
+  try:
+    address, number, this, devices = detect(
+        None, None, None, None, None, int(timeout))
+  except (OSError, RuntimeError, ValueError) as error:
+    raise StartError(
+        f"--distributed: the cluster cannot be asked ({error}); {way_out}"
+    ) from error
+  if address is None or number is None or this is None:
+    raise StartError(
+        "--distributed: JAX sees no cluster here (TPU pod, SLURM, Kubernetes, "
+        f"Open MPI); leave it out for one process, or {way_out}")
+  cluster = explicit(address, number, this)
+  return dataclasses.replace(cluster, local_device_ids=devices)
+
+
+def start(cluster: Cluster, timeout: float) -> None:
+  """Brings the processes together, before any use of devices.
+
+  Args:
+    cluster: of `explicit` or `detected`.
+    timeout: seconds to wait for the others.
+
+  Raises:
+    StartError: they do not come together in that time.
+  """
+  global _watch
+  began = time.monotonic()
+  if cluster.process_id == 0:
+    made, address = rendezvous.gather(
+        cluster.host, cluster.port, cluster.num_processes, timeout)
+  else:
+    made, address = rendezvous.join(
+        cluster.host, cluster.port, cluster.num_processes,
+        cluster.process_id, timeout)
+  _watch = made
+  # Its handler would take SIGTERM, and the run would go on until it is killed.
+  jax.config.update("jax_enable_preemption_service", False)
+  jax.distributed.initialize(
+      address, cluster.num_processes, cluster.process_id,
+      local_device_ids=cluster.local_device_ids,
+      initialization_timeout=int(timeout), coordinator_bind_address=(
+          f"[::]:{address.rpartition(':')[2]}"),
+      heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT)
+  made.heed_signals()
+  if cluster.process_id == 0:
+    print(f"{cluster.num_processes} processes after "
+          f"{time.monotonic() - began:.1f} s", flush=True)
+
+
+def refuse(message: str) -> NoReturn:
+  """Ends for an error that a person can mend: status 2, no traceback."""
+  if _watch is not None:
+    _watch.refuse(message)
+  print(f"\nerror: {message}", file=sys.stderr)
+  sys.exit(2)
+
+
+@contextlib.contextmanager
+def reported() -> Iterator[None]:
+  """What ends this process ends the others as well, and they name it.
+
+  Around the whole program, `sys.exit` included.
+  """
+  try:
+    yield
+  except SystemExit as stop:
+    if _watch is None:
+      raise
+    if stop.code:
+      _watch.fail(f"it ended with status {stop.code}")
+    _watch.finish()
+    jax.distributed.shutdown()
+    raise
+  except BaseException as error:
+    if _watch is None:
+      raise
+    if isinstance(error, jax.errors.JaxRuntimeError):
+      time.sleep(_CONSEQUENCE)
+    traceback.print_exc()
+    _watch.fail(f"{type(error).__name__}: {error}")
