@@ -48,7 +48,7 @@ class DecodeLayoutTest(parameterized.TestCase):
     self.addCleanup(
         jax.config.update, "jax_disable_most_optimizations", False)
 
-  @parameterized.parameters(("fsdp_tensor", 1), ("all_axes", 2))
+  @parameterized.parameters(("fsdp_tensor", 2), ("all_axes", 1))
   def test_no_device_holds_a_whole(self, name, num_parts):
     mesh = tiny.make_mesh(name)
     data, fsdp, tensor = tiny.MESHES[name]
@@ -61,13 +61,16 @@ class DecodeLayoutTest(parameterized.TestCase):
     length = PROMPT + RESPONSE
     caches = {s for s in sample if len(s) == 4 and s[2:] == (length, 3)}
     self.assertEqual(caches, {(rows, heads, length, 3)})
+    # nor do rows move to where training wants them and back at every token
+    self.assertEqual(
+        {s[0] for s in sample if s[1:] == (1, 24)}, {rows, rows * PROMPT})
     # logits and noise: no row has its whole vocabulary
     self.assertIn((rows, 40 // (fsdp * tensor)), sample)
     self.assertEmpty({
         s for s in sample if s[-1] == 40 and max(s[:-1], default=1) > 1
         and s[0] >= rows})
 
-  @parameterized.parameters("data", "fsdp", "fsdp_tensor", "all_axes")
+  @parameterized.parameters("data", "data_fsdp", "fsdp_tensor", "all_axes")
   def test_moving_parameters_makes_none_whole(self, name):
     mesh = tiny.make_mesh(name)
     generate = tiny.make_generate(MODEL, mesh, "large", RESPONSE)

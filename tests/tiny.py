@@ -22,6 +22,7 @@ MESHES = {
     "one_device": (1, 1, 1),
     "data": (8, 1, 1),
     "fsdp": (1, 8, 1),
+    "data_fsdp": (2, 4, 1),
     "fsdp_tensor": (1, 2, 4),
     "all_axes": (2, 2, 2),
 }
