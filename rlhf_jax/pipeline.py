@@ -47,7 +47,7 @@ def run_all(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
   storage.check(workdir, "--workdir", is_written=True)
   workdir = epath.Path(workdir)
   config_lib.validate(
-      config, jax.device_count(), jax.process_count(),
+      config, jax.device_count(),
       slice_count=sharding.slice_count(jax.devices()))
   check_workdir(config, workdir)
   run = make_run(config, workdir)

@@ -8,6 +8,7 @@ import zlib
 from etils import epath
 import jax
 import ml_collections
+import numpy as np
 
 from rlhf_jax import checkpoint, metrics, sharding
 from rlhf_jax.config import name_of
@@ -102,10 +103,14 @@ class Run:
 
     One of fewer rows than batch shards is filled up to a row each.
     """
+    size = max(batch_size, sharding.batch_shards(
+        self.mesh.shape, self.axis_rules))
     return batches.Batches(
-        examples, batch_size,
-        filled_size=sharding.batch_shards(self.mesh.shape, self.axis_rules),
-        process_index=jax.process_index(), process_count=jax.process_count())
+        examples, batch_size, filled_size=size, rows=self.rows_here(size))
+
+  def rows_here(self, batch_size: int) -> np.ndarray:
+    """Which rows of a global batch this process loads."""
+    return sharding.process_rows(self.mesh, self.axis_rules, batch_size)
 
   def batch_size_for(self, num_rows: float) -> int:
     """The smallest global batch that holds so many and cuts into the shards

@@ -170,6 +170,5 @@ def prompt_rows(
     mask[row, length - len(prompt):] = True
   ids = np.resize(np.asarray(row_ids, np.int32), batch_size)
   rows = {"prompt_tokens": tokens, "prompt_mask": mask, "row_ids": ids}
-  share = batch_size // jax.process_count()
-  start = jax.process_index() * share
-  return {name: x[start:start + share] for name, x in rows.items()}
+  here = run.rows_here(batch_size)
+  return {name: x[here] for name, x in rows.items()}

@@ -276,11 +276,41 @@ def batch_shards(mesh_shape: Mapping[str, int], axis_rules: AxisRules) -> int:
   return int(np.prod([mesh_shape[a] for a in axes]))
 
 
+def process_rows(
+    mesh: Mesh, axis_rules: AxisRules, num_rows: int
+) -> np.ndarray:
+  """Which rows of a global batch lie on devices of this process, in order.
+
+  Not the p-th share of process p: devices lie on the mesh as the network wants
+  it, and processes that share a row along `tensor` all hold it.
+  """
+  places = batch_sharding(mesh, axis_rules).addressable_devices_indices_map(
+      (num_rows,))
+  held = {row for (rows,) in places.values()
+          for row in range(*rows.indices(num_rows))}
+  return np.array(sorted(held))
+
+
 def put_batch(batch: Any, mesh: Mesh, axis_rules: AxisRules) -> Any:
-  """Each process's rows -> global arrays, batch axis over the mesh."""
-  return jax.make_array_from_process_local_data(
-      batch_sharding(mesh, axis_rules), batch
-  )
+  """Each process's rows, those of `process_rows`, -> global arrays, the batch
+  axis over the mesh."""
+  target = batch_sharding(mesh, axis_rules)
+  shards = batch_shards(mesh.shape, axis_rules)
+  held = len(process_rows(mesh, axis_rules, shards))
+
+  def put(x):
+    num_rows = len(x) * shards // held
+    rows = process_rows(mesh, axis_rules, num_rows)
+
+    def part(index):
+      here = index[0].indices(num_rows)
+      first = np.searchsorted(rows, here[0])
+      return x[first:first + here[1] - here[0]]
+
+    return jax.make_array_from_callback(
+        (num_rows, *x.shape[1:]), target, part)
+
+  return jax.tree.map(put, batch)
 
 
 def init_sharded(

@@ -222,11 +222,9 @@ def prompts(run: Run, stage: str, batch_size: int) -> BatchAt:
           prompt_length=run.prompt_length,
           pad_id=run.config.model.vocab_size),
       batch_size)
-  share = batch_size // jax.process_count()
-  first = jax.process_index() * share
+  rows = run.rows_here(batch_size).astype(np.int32)
 
   def with_row_ids(number):
-    ids = number * batch_size + first + np.arange(share, dtype=np.int32)
-    return {**at(number), "row_ids": ids}
+    return {**at(number), "row_ids": number * batch_size + rows}
 
   return with_row_ids

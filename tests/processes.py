@@ -46,7 +46,7 @@ def config():
                  every_save_steps=1)
   made.pretrain.num_steps = 6
   for model in (made.model, made.rm_model):
-    model.num_layers = 1
+    model.update(num_layers=1, num_heads=4)
   made.smallworld.update(
       num_documents=100, num_demonstrations=120, num_prompts=120)
   made.collect.update(num_prompts=16, num_validation_prompts=8)

@@ -1,6 +1,7 @@
 """Experiments: valid as built, the paper's numbers, misspelt keys."""
 
 import importlib
+import math
 import sys
 
 from absl import flags
@@ -43,29 +44,43 @@ class ValidityTest(parameterized.TestCase):
 
   @parameterized.product(name=(*EXPERIMENTS, "hh", "hh_rm"), size=tuple(TABLE))
   def test_paper_sizes(self, name, size):
+    """On the fewest devices that its mesh allows."""
     config = importlib.import_module(f"experiments.{name}").get_config(size)
-    config_lib.validate(config, 8, check_inputs=False)
-    if config.model.num_heads % 8 == 0:
-      config.mesh.tensor = 8
-      config_lib.validate(config, 64, process_count=8, check_inputs=False)
+    devices = math.prod(common.MESHES[size])
+    config_lib.validate(config, devices, check_inputs=False)
 
-  def test_the_papers_batches_limit_the_batch_shards(self):
+  @parameterized.parameters(("1.3b", 16), ("6b", 64), ("175b", 512))
+  def test_sizes_on_the_chips_of_their_plans(self, size, devices):
+    config_lib.validate(
+        ppo_ptx.get_config(size), devices, check_inputs=False)
+
+  def test_fewer_rows_than_batch_shards_are_filled_up(self):
+    """The paper's 32 demonstrations a batch on 64 chips, and no minibatch."""
     config = ppo_ptx.get_config("6b")
+    mesh = {"data": 4, "fsdp": 16, "tensor": 1}
+    self.assertEqual(
+        list(config_lib.filled_up(config.to_dict(), mesh)), [
+            ("config.sft.batch_size", 32, 64),
+            ("config.rl_init.batch_size", 32, 64),
+            ("config.rl_init.pretrain_batch_size", 32, 64)])
+    config.sft.num_microbatches = 2
     with self.assertRaisesRegex(
-        config_lib.ConfigError, "sft.batch_size = 32 is not a multiple of 64"):
+        config_lib.ConfigError,
+        r"sft.batch_size = 32 is not a multiple of 128 \(64 batch shards"):
       config_lib.validate(config, 64, check_inputs=False)
 
   @parameterized.parameters("125m", "1.3b", "175b")
   def test_a_6b_reward_model_needs_an_sft_of_its_size(self, size):
     config = ppo_ptx.get_config(size)
+    devices = math.prod(common.MESHES[size])
     with self.assertRaisesRegex(config_lib.ConfigError, "inputs.rm_sft"):
-      config_lib.validate(config, 8)
+      config_lib.validate(config, devices)
     config.rm.init_from = "sft"
     with self.assertRaisesRegex(config_lib.ConfigError, "another size"):
-      config_lib.validate(config, 8, check_inputs=False)
+      config_lib.validate(config, devices, check_inputs=False)
 
   def test_6b_needs_no_other(self):
-    config_lib.validate(ppo_ptx.get_config("6b"), 8)
+    config_lib.validate(ppo_ptx.get_config("6b"), 16)
 
   @parameterized.parameters(*EXPERIMENTS)
   def test_unknown_size(self, name):
@@ -166,7 +181,8 @@ class PaperTest(parameterized.TestCase):
       kwise, pairs = common.rm(size), common.rm_pairs(size)
       changed = {key for key in pairs if pairs[key] != kwise[key]}
       self.assertLessEqual(changed, {
-          "batching", "batch_size", "block_rows", "num_microbatches"})
+          "batching", "batch_size", "block_rows", "num_microbatches",
+          "num_row_parts"})
       self.assertEqual(pairs["batching"], "pairs")
 
 

@@ -139,8 +139,8 @@ def test_a_batch_does_not_depend_on_those_asked_before(run):
 def test_processes_together_see_the_global_batch(run, count, monkeypatch):
   whole = run().stream()
   monkeypatch.setattr(Prepared, "batches", lambda self, examples, size: [
-      batches.Batches(examples, size, process_index=i, process_count=count)
-      for i in range(count)])
+      batches.Batches(examples, size, rows=rows)
+      for rows in np.arange(size).reshape(count, -1)])
   parts = run().stream()
   for n in range(6):
     shares = [part(n) for part in parts]

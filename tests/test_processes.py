@@ -86,6 +86,19 @@ def test_the_numbers_do_not_depend_on_the_processes(one, two):
   assert_same(metrics(two), expected)
 
 
+def test_nor_do_they_on_four_of_which_two_hold_the_same_rows(
+    one, tmp_path, experiment):
+  """A reward model, rollouts and PPO; along `tensor`, two processes' devices
+  have parts of the same rows, as on a pod."""
+  stages = ("pretrain", "sft", "collect", "rl_init")
+  for ended in run(
+      tmp_path, experiment, 4, "--config.stages=('rm','ppo')",
+      "--config.mesh.fsdp=2", "--config.mesh.tensor=4",
+      *(f"--config.inputs.{stage}={one / stage}" for stage in stages)):
+    assert ended.status == 0, ended.printed
+  assert_same(metrics(tmp_path), metrics(one, "rm", "ppo"))
+
+
 @pytest.mark.parametrize("name", [
     "collect/responses.jsonl", "collect/comparisons.jsonl"])
 def test_the_same_is_sampled_and_ranked(one, two, name):

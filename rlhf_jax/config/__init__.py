@@ -30,8 +30,8 @@ from rlhf_jax.data import records
 
 __all__ = (
     "ConfigError", "POLICIES", "READS", "REWARD_MODELS", "STAGES",
-    "asks_people", "differing", "filled_up", "keys_of", "name_of", "read_by", "stage_keys",
-    "validate",
+    "asks_people", "differing", "filled_up", "keys_of", "name_of", "read_by",
+    "stage_keys", "validate",
 )
 # A checkpoint is selected among those of these settings.
 _SELECTS = ("every_eval_steps", "eval_batch_size", "max_eval_batches")
@@ -49,7 +49,6 @@ class ConfigError(ValueError):
 def validate(
     config: ml_collections.ConfigDict,
     device_count: int,
-    process_count: int = 1,
     *,
     slice_count: int = 1,
     check_inputs: bool = True,
@@ -59,7 +58,6 @@ def validate(
   Args:
     config: the experiment, overrides applied.
     device_count: devices of all processes together.
-    process_count: processes that each load a part of every batch.
     slice_count: TPU slices that the devices are of.
     check_inputs: also that all inputs are named and there: folders in
       `config.inputs`, data files, tokenizer. False to plan a run.
@@ -76,7 +74,7 @@ def validate(
       *model_errors(tree),
       *data_errors(tree),
       *(e for stage in active(tree) for e in stage_errors(tree, stage)),
-      *mesh_errors(tree, device_count, process_count, slice_count),
+      *mesh_errors(tree, device_count, slice_count),
       *(file_errors(tree) if check_inputs else ()),
   ))
 

@@ -13,7 +13,7 @@ _SHARDS = {_TRAINING: "batch shards", _DECODING: "batch shards of decoding"}
 
 
 def mesh_errors(
-    tree: Tree, device_count: int, process_count: int, slice_count: int
+    tree: Tree, device_count: int, slice_count: int
 ) -> Iterator[str]:
   rules_by_name = {_TRAINING: tree["axis_rules"],
                    _DECODING: tree["decode"]["axis_rules"]}
@@ -32,13 +32,6 @@ def mesh_errors(
   for name, rules in rules_by_name.items():
     models = ("model", "rm_model") if name == _TRAINING else ("model",)
     yield from _divides_errors(tree, models, name, rules, mesh)
-  shards = sharding.batch_shards(mesh, tree["axis_rules"])
-  if shards % process_count:
-    yield (
-        f"{process_count} processes share {shards} batch shards "
-        f"({_mesh_text(mesh)}, 'batch' in config.axis_rules); each process "
-        "loads its own rows, so make config.mesh.data x fsdp a multiple of "
-        f"{process_count}.")
   for stage in active(tree):
     yield from _batch_errors(tree, stage, rules_by_name, mesh)
 

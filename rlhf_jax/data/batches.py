@@ -260,8 +260,7 @@ class Batches:
     batch_size: rows of the global batch.
     filled_size: rows with those that fill it up and count for nothing (no
       token is trained on, no response compared), by default none.
-    process_index: which of the processes this is.
-    process_count: how many there are; each gets contiguous rows.
+    rows: those of the (filled) batch that this process holds, by default all.
 
   Attributes:
     num_batches: how many there are when the examples come once, else None.
@@ -274,21 +273,14 @@ class Batches:
       batch_size: int,
       *,
       filled_size: int = 0,
-      process_index: int = 0,
-      process_count: int = 1,
+      rows: Sequence[int] | None = None,
   ):
-    size = max(batch_size, filled_size)
-    if batch_size < 1 or size % process_count:
-      raise DataError(
-          f"a batch of {size} rows is not a multiple of {process_count=}; use"
-          f" e.g. {max(1, size // process_count) * process_count}"
-      )
-    if not 0 <= process_index < process_count:
-      raise DataError(f"{process_index=} is not below {process_count=}")
+    if batch_size < 1:
+      raise DataError(f"{batch_size=} must be at least 1")
     self._examples = examples
     self._batch_size = batch_size
-    rows = size // process_count
-    self._rows = range(process_index * rows, (process_index + 1) * rows)
+    self._rows = range(max(batch_size, filled_size)) if rows is None else [
+        int(row) for row in rows]
     is_finite = len(examples) < sys.maxsize
     self.num_batches = -(-len(examples) // batch_size) if is_finite else None
 

@@ -54,7 +54,9 @@ def tpu_devices(topology: Topology) -> Sequence[Any]:
   # Nor does it matter on which it would run: else the library complains.
   os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
   os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-  slices = {"num_slices": topology.num_slices} if topology.num_slices > 1 else {}
+  slices = {}
+  if topology.num_slices > 1:
+    slices["num_slices"] = topology.num_slices
   try:
     return topologies.get_topology_desc(
         topology_name=topology.name, platform="tpu", **slices).devices

@@ -129,7 +129,7 @@ def test_processes_together_see_the_global_batch(count, seed):
   examples = batches.lm_examples(_windows(), seed)
   whole = batches.Batches(examples, 8)
   parts = [
-      batches.Batches(examples, 8, process_index=i, process_count=count)
+      batches.Batches(examples, 8, rows=np.arange(8).reshape(count, -1)[i])
       for i in range(count)
   ]
   for n in range(5):  # Past the end of the first epoch, or the last batch.
@@ -199,8 +199,19 @@ def test_what_does_not_fit_is_refused_with_both_numbers():
     _comparisons(num_rows=2)
   with pytest.raises(DataError, match="3 tokens .* more than the 2"):
     batches.prompt_examples(DEMONSTRATIONS, 0, prompt_length=2, pad_id=PAD)
-  with pytest.raises(DataError, match="batch_size=6 .*process_count=4.* 4"):
-    batches.Batches(batches.lm_examples(_windows(), 3), 6, process_count=4)
-  with pytest.raises(DataError, match="process_index=2"):
-    batches.Batches(batches.lm_examples(_windows(), 3), 6, process_index=2,
-                    process_count=2)
+  with pytest.raises(DataError, match="batch_size=0 must be at least 1"):
+    batches.Batches(batches.lm_examples(_windows(), 3), 0)
+
+
+def test_a_small_batch_is_filled_up_with_rows_that_count_for_nothing():
+  examples = batches.lm_examples(_windows(), 3)
+  whole, filled = batches.Batches(examples, 3), batches.Batches(
+      examples, 3, filled_size=8)
+  assert whole.count(2) == filled.count(2)
+  for n in range(5):
+    own, more = whole(n), filled(n)
+    for name, value in own.items():
+      np.testing.assert_array_equal(more[name][:3], value)
+      assert len(more[name]) == 8
+    assert own["loss_mask"].all() and not more["loss_mask"][3:].any()
+    assert more["mask"].all()  # they are read, and their positions are sound

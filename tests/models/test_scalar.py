@@ -69,9 +69,26 @@ class ReadingTest(parameterized.TestCase):
         start, end = end, end + len(text)
         rows[0, row, start:end], marks[0, row, start:end] = text, k + 1
         last_token[0, row, k] = 36 * row + end - 1
-    packed = jax.jit(scoring.make_packed_scores(model))(
-        params, rows, marks, last_token)
-    np.testing.assert_allclose(packed[0].ravel(), alone, rtol=1e-4, atol=1e-5)
+    for num_row_parts in (1, 2):
+      packed = jax.jit(scoring.make_packed_scores(model, num_row_parts))(
+          params, rows, marks, last_token)
+      np.testing.assert_allclose(
+          packed[0].ravel(), alone, rtol=1e-4, atol=1e-5)
+
+  def test_parts_of_the_rows_do_not_change_the_gradient(self):
+    model = tiny.scalar()
+    params = tiny.params(model)
+    tokens, mask = (x.reshape(2, 3, 12) for x in tiny.prompts(6, 12))
+    last_token = np.array([[[11, 23, 35]], [[11, 23, 35]]])
+
+    def gradient(num_row_parts):
+      scores = scoring.make_packed_scores(model, num_row_parts)
+      weights = np.arange(6.0).reshape(2, 1, 3) - 2
+      return jax.jit(jax.grad(lambda p: (weights * scores(
+          p, tokens, mask, last_token)).sum()))(params)
+
+    chex.assert_trees_all_close(
+        gradient(3), gradient(1), rtol=1e-4, atol=1e-5)
 
 
 class HeadTest(parameterized.TestCase):
