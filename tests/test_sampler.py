@@ -8,17 +8,22 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 
-from rlhf_jax import run, sharding
+from rlhf_jax import rollout, run, sharding
 from tests import tiny
 
 BATCH, PROMPT, RESPONSE = 48, 5, 6
 # No two sizes are alike: 8 heads of 3, width 24, 40 rows of vocabulary, caches
 # of 11 places.
 MODEL = tiny.policy(num_heads=8, d_model=24, context_length=16)
+NUM_LAYERS = MODEL.config.num_layers
 
 
-def _abstract_params(mesh, axis_rules):
-  abstract = jax.eval_shape(lambda: run.init_params(MODEL, jax.random.key(0)))
+def _abstract_params(mesh, axis_rules, is_unstacked=False):
+  def params():
+    made = run.init_params(MODEL, jax.random.key(0))
+    return rollout.unstacked(made, NUM_LAYERS) if is_unstacked else made
+
+  abstract = jax.eval_shape(params)
   return sharding.abstract_with(
       abstract, sharding.shardings_for(abstract, mesh, axis_rules))
 
@@ -56,7 +61,7 @@ class DecodeLayoutTest(parameterized.TestCase):
     generate = tiny.make_generate(MODEL, mesh, "large", RESPONSE, num_parts)
     with sharding.use(mesh, tiny.RULES["large"]):
       sample = _shapes(generate.sample.lower(
-          _abstract_params(mesh, tiny.DECODE_RULES["large"]),
+          _abstract_params(mesh, tiny.DECODE_RULES["large"], is_unstacked=True),
           *_abstract_rows(mesh)).compile())
     length = PROMPT + RESPONSE
     caches = {s for s in sample if len(s) == 4 and s[2:] == (length, 3)}
@@ -78,24 +83,28 @@ class DecodeLayoutTest(parameterized.TestCase):
       program = generate.to_decode_layout.lower(
           _abstract_params(mesh, tiny.RULES["large"])).compile()
     _, fsdp, tensor = tiny.MESHES[name]
-    # the largest matrix, cut over the mesh axes that cut it in decoding
-    largest = 2 * 24 * 96 // (fsdp * tensor)
+    # the largest matrix of a block, cut over the mesh axes that cut it in
+    # decoding, or the part of the stack that a device has in training
+    moved, held = 24 * 96 // (fsdp * tensor), 2 * 24 * 96 // math.prod(
+        n for n in tiny.MESHES[name])
     for shape in _shapes(program):
-      self.assertLessEqual(math.prod(shape), largest, shape)
-    self.assertIn(largest, map(math.prod, _shapes(program)))
+      self.assertLessEqual(math.prod(shape), max(moved, held), shape)
+    self.assertIn(moved, map(math.prod, _shapes(program)))
 
   def test_is_cast_and_moved(self):
     mesh = tiny.make_mesh("all_axes")
     generate = tiny.make_generate(MODEL, mesh, "large", RESPONSE)
     with sharding.use(mesh, tiny.RULES["large"]):
       params, shardings = tiny.shard(
-          tiny.params(MODEL), mesh, tiny.DECODE_RULES["large"])
+          rollout.unstacked(tiny.params(MODEL), NUM_LAYERS), mesh,
+          tiny.DECODE_RULES["large"])
       source, _ = tiny.shard(tiny.params(MODEL), mesh, tiny.RULES["large"])
       moved = generate.to_decode_layout(source)
     self.assertEqual(sharding.shardings_of(moved), shardings)
     for found, expected in zip(
         jax.tree.leaves(moved), jax.tree.leaves(params)):
       self.assertTrue((found == expected).all())
+
 
 if __name__ == "__main__":
   absltest.main()

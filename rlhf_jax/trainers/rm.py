@@ -61,10 +61,6 @@ def make_rm_step(
     grads, loss, counts = train_state.accumulate(
         lambda part, _: part_gradients(state.params, part, num_prompts),
         batch, num_microbatches)
-    # The loss sees differences of scores: what gradient the bias has is
-    # rounding, of which Adam would make whole steps.
-    grads = {**grads, "head": {
-        **grads["head"], "bias": jnp.zeros_like(grads["head"]["bias"])}}
     params, opt_state = train_state.apply_gradients(
         state.params, state.opt_state, grads, tx)
     values = {
