@@ -155,20 +155,23 @@ def spec_for(
 ) -> PartitionSpec:
   """Logical axis names -> PartitionSpec; a mesh axis is used once.
 
-  It goes to the logical axis `first`, or else to the leftmost that wants it.
+  The leftmost logical axis that wants it gets it; those of the logical axis
+  `first` are kept for it, also where it is not among them.
   """
   rules = _as_mapping(axis_rules)
+  kept = mesh_axes([rules.get(first)])
   used: set[str] = set()
-  entries: dict[int, Any] = {}
-  for place in sorted(range(len(logical)), key=lambda i: logical[i] != first):
-    name = logical[place]
+  entries = []
+  for name in logical:
     if name is not None and name not in LOGICAL_AXES:
       raise ValueError(f"unknown logical axis {name!r}")
-    axes = tuple(a for a in mesh_axes([rules.get(name)]) if a not in used)
+    axes = tuple(
+        a for a in mesh_axes([rules.get(name)])
+        if a not in used and (name == first or a not in kept))
     used.update(axes)
-    entries[place] = (
+    entries.append(
         None if not axes else axes[0] if len(axes) == 1 else axes)
-  return PartitionSpec(*(entries[i] for i in range(len(logical))))
+  return PartitionSpec(*entries)
 
 
 def constrain(

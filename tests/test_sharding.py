@@ -207,6 +207,14 @@ class NamesTest(parameterized.TestCase):
         sharding.spec_for(("vocab", "embed"), tiny.AXIS_RULES),
         PartitionSpec("tensor", "fsdp"))
 
+  def test_mesh_axes_can_be_kept_for_a_later_axis(self):
+    """As an embedding's width is, while its rows are looked up."""
+    spec = lambda *logical: sharding.spec_for(
+        logical, tiny.AXIS_RULES, first="embed")
+    self.assertEqual(
+        spec("batch", "length", "embed"), PartitionSpec("data", None, "fsdp"))
+    self.assertEqual(spec("batch", "length"), PartitionSpec("data", None))
+
 
 class MemoryTest(parameterized.TestCase):
 

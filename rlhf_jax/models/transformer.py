@@ -243,11 +243,11 @@ class Transformer(nn.Module):
 def lookup(table: nn.Embed, ids):
   """Rows of an embedding, [B, L] -> [B, L, D].
 
-  Every device looks its part of the width up, for all rows of those that it
-  shares the table with, and gets whole rows of its own batch in exchange: of a
+  Every device looks its part of the width up, for the rows of all devices that
+  the table is cut over, and gets whole rows of its own batch in exchange: of a
   large table and its gradient no device ever holds more than its part.
   """
-  ids = constrain(ids, None, None)
+  ids = constrain(ids, "batch", "length", first="embed")
   x = jnp.take(table.embedding, ids, axis=0)
   x = constrain(x, "batch", "length", "embed", first="embed")
   return constrain(x, "batch", "length", "embed")
