@@ -2,7 +2,7 @@
 # Runs an experiment on TPUs of a GKE cluster, through xpk (pip install xpk).
 #
 #   launch/gke_xpk.sh --action=run --project=P --zone=us-west4-a \
-#     --cluster=C --name=ppo --tpu-type=v5litepod-64 \
+#     --cluster=C --name=ppo --tpu-type=v5litepod-16 \
 #     --docker-image=gcr.io/P/rlhf_jax:latest \
 #     --config=experiments/ppo_ptx.py:1.3b --workdir=gs://BUCKET/runs/ppo \
 #     [-- FLAGS OF THE PROGRAM]
@@ -15,7 +15,7 @@
 #   --project, --zone  Google Cloud's
 #   --cluster=NAME     the cluster
 #   --name=NAME        of the run: a workload of xpk
-#   --tpu-type         as v5litepod-64
+#   --tpu-type         as v5litepod-16
 #   --num-slices=N     (1)
 #   --docker-image     with this code installed; see --action=image
 #   --base-image       what it is built on (python:3.11)
@@ -46,7 +46,7 @@ case $action in
   run | logs | delete) need name "a name for the run" ;;
 esac
 case $action in
-  run | create-cluster) need tpu-type "the slice, as v5litepod-64" ;;
+  run | create-cluster) need tpu-type "the slice, as v5litepod-16" ;;
 esac
 case $action in
   run | image) need docker-image "gcr.io/PROJECT/IMAGE:TAG" ;;
@@ -72,7 +72,7 @@ image() {
   local recipe="FROM $base_image
 WORKDIR /rlhf_jax
 COPY . .
-RUN pip install --no-cache-dir -e '.[tpu]'"
+RUN pip install --no-cache-dir -e '.[tpu,gcs]'"
   if [[ -n $dry_run ]]; then
     run docker build --tag="$docker_image" --file=- .
     printf '%s\n' "$recipe"

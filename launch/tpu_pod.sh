@@ -2,7 +2,7 @@
 # Runs an experiment on a Cloud TPU slice, by a queued resource.
 #
 #   launch/tpu_pod.sh --action=up --project=P --zone=us-west4-a --name=ppo \
-#     --accelerator-type=v5litepod-64 --config=experiments/ppo_ptx.py:1.3b \
+#     --accelerator-type=v5litepod-16 --config=experiments/ppo_ptx.py:1.3b \
 #     --workdir=gs://BUCKET/runs/ppo [-- FLAGS OF THE PROGRAM]
 #
 #   --action=up        all of it: create, wait, install, run; when the slice is
@@ -12,9 +12,9 @@
 #            logs      show the last ones        delete   give the slice back
 #   --project, --zone  Google Cloud's
 #   --name=NAME        of the queued resource; its node is NAME-node
-#   --accelerator-type as v5litepod-64, v6e-64
+#   --accelerator-type as v5litepod-16, v5p-128 (64 chips), v6e-64
 #   --config, --workdir  as of rlhf_jax.main; the workdir is in a bucket
-#   --runtime-version  the machines' image (v2-alpha-tpuv5-lite)
+#   --runtime-version  the machines' image (that of the accelerator type)
 #   --provisioning     spot, reserved or guaranteed, and on demand (spot)
 #   --python=NAME      installed there by apt (python3.11)
 #   --poll=SECONDS     between looks at the queue (30)
@@ -30,7 +30,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 action=up project="" zone="" name="" accelerator_type="" config="" workdir=""
-runtime_version=v2-alpha-tpuv5-lite provisioning=spot python=python3.11
+runtime_version="" provisioning=spot python=python3.11
 poll=30 max_restarts=10
 parse "action project zone name accelerator-type config workdir runtime-version
  provisioning python poll max-restarts" "$@"
@@ -38,7 +38,7 @@ need project "the Google Cloud project"
 need zone "the zone, as us-west4-a"
 need name "a name for the slice"
 if [[ $action == up || $action == create ]]; then
-  need accelerator-type "the slice, as v5litepod-64"
+  need accelerator-type "the slice, as v5litepod-16"
 fi
 if [[ $action == up || $action == run || $action == logs ]]; then
   need workdir "gs://BUCKET/RUN, which all workers see"
@@ -46,6 +46,16 @@ if [[ $action == up || $action == run || $action == logs ]]; then
 fi
 if [[ $action == up || $action == run ]]; then
   need config "an experiment, as experiments/ppo_ptx.py:1.3b"
+fi
+if [[ -n $accelerator_type && -z $runtime_version ]]; then
+  case $accelerator_type in
+    v5litepod-*) runtime_version=v2-alpha-tpuv5-lite ;;
+    v5p-*) runtime_version=v2-alpha-tpuv5 ;;
+    v6e-*) runtime_version=v2-alpha-tpuv6e ;;
+    v4-*) runtime_version=tpu-ubuntu2204-base ;;
+    *) missing+=("--runtime-version=... is missing: the image for \
+--accelerator-type=$accelerator_type is not known here") ;;
+  esac
 fi
 need_numbers poll max-restarts
 case $provisioning in
@@ -107,7 +117,7 @@ install() {
       --worker=all \
     && on_all_workers "mkdir -p rlhf_jax && tar -xzf $code -C rlhf_jax && \
 sudo apt-get update -q && sudo apt-get install -q -y $python-venv && \
-$python -m venv venv && venv/bin/pip install -q -e 'rlhf_jax[tpu]'"
+$python -m venv venv && venv/bin/pip install -q -e 'rlhf_jax[tpu,gcs]'"
 }
 
 # What a former run left holds the chips, so it is ended first; the pattern

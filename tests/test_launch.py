@@ -15,10 +15,10 @@ LAUNCH = processes.ROOT / "launch"
 SCRIPTS = ("tpu_pod.sh", "gke_xpk.sh", "slurm.sh", "local.sh")
 SETTINGS = {
     "tpu_pod.sh": ("--project=p", "--zone=z", "--name=mine",
-                   "--accelerator-type=v5litepod-64", "--config=c.py:1.3b",
+                   "--accelerator-type=v5litepod-16", "--config=c.py:1.3b",
                    "--workdir=gs://b/runs/mine"),
     "gke_xpk.sh": ("--project=p", "--zone=z", "--cluster=c", "--name=mine",
-                   "--tpu-type=v5litepod-64", "--docker-image=gcr.io/p/i",
+                   "--tpu-type=v5litepod-16", "--docker-image=gcr.io/p/i",
                    "--config=c.py:1.3b", "--workdir=gs://b/runs/mine"),
     "slurm.sh": ("--nodes=2", "--gpus-per-node=8", "--name=mine",
                  "--config=c.py:1.3b", "--workdir=/shared/mine"),
@@ -92,23 +92,25 @@ def test_wrong_settings(script, args, message, tools):
 @pytest.mark.parametrize("script, args, expected", [
     ("tpu_pod.sh", [], [
         r"queued-resources create mine .*--node-id=mine-node "
-        r"--accelerator-type=v5litepod-64 .*--spot",
+        r"--accelerator-type=v5litepod-16 .*--spot",
         r"queued-resources list --project=p --zone=z",
         r"git archive .*HEAD",
         r"tpu-vm scp .* --worker=all",
-        r"tpu-vm ssh mine-node .*--worker=all .*pip install .*\[tpu\]",
+        r"tpu-vm ssh mine-node .*--worker=all .*pip install .*\[tpu,gcs\]",
         rf"tpu-vm ssh mine-node .*--worker=all .*{PROGRAM} .*"
         r"gs://b/runs/mine/logs/\$\(hostname\).log"]),
+    ("tpu_pod.sh", ["--accelerator-type=v5p-128"], [
+        r"--accelerator-type=v5p-128 --runtime-version=v2-alpha-tpuv5 "]),
     ("tpu_pod.sh", ["--action=delete"], [
         r"queued-resources delete mine .*--force"]),
     ("tpu_pod.sh", ["--action=logs"], [r"cat .*gs://b/runs/mine/logs/\*"]),
     ("gke_xpk.sh", [], [
         r"xpk workload create .*--cluster=c --workload=mine "
-        r"--tpu-type=v5litepod-64 .*--max-restarts=100 "
+        r"--tpu-type=v5litepod-16 .*--max-restarts=100 "
         rf"--restart-on-user-code-failure .*{PROGRAM}"]),
     ("gke_xpk.sh", ["--action=image"], [
         r"docker build --tag=gcr.io/p/i", r"FROM python:3.11",
-        r"WORKDIR /rlhf_jax", r"COPY", r"RUN pip install .*\[tpu\]",
+        r"WORKDIR /rlhf_jax", r"COPY", r"RUN pip install .*\[tpu,gcs\]",
         r"docker push gcr.io/p/i"]),
     ("slurm.sh", ["--time=1:00:00"], [
         r"mkdir -p /shared/mine/logs",

@@ -68,6 +68,8 @@ def estimate(config, program: Program, mesh) -> Estimate:
   segments = collections.defaultdict(list)
   if program.name.endswith("/generate"):
     temporary = _generate(config, stage, mesh, program, segments)
+  elif program.name.endswith("/decode_copy"):
+    temporary = _decode_copy(config, program, mesh, segments)
   else:
     temporary = 0.0
     for phase, passes in _passes(config, stage, program, shards).items():
@@ -199,6 +201,20 @@ def _generate(config, stage, mesh, program, segments) -> float:
   scores = 3 * 4.0 * rows * model.num_heads / cuts * prompt * (
       prompt + response)
   return cache + scores
+
+
+def _decode_copy(config, program, mesh, segments) -> float:
+  """Adds the work of moving weights to the layout of decoding; returns the
+  bytes of the copy."""
+  rules = dict(config.decode.axis_rules)
+  cuts = math.prod(
+      mesh.shape[a] for a in sharding.mesh_axes([rules.get("heads")]))
+  item = jax.numpy.dtype(config.decode.dtype).itemsize
+  copy = item * _matrix_params(transformer_config(config.model, 0.0)) / cuts
+  held = programs.device_bytes(program.kinds["parameters"])
+  segments[program.name].append(Segment("", 1.0, Work(
+      hbm_bytes=held + copy, collectives={("all-gather", (_FSDP,)): copy})))
+  return copy
 
 
 def _matrix_params(model: TransformerConfig) -> int:

@@ -51,7 +51,7 @@ class Program:
   """One jitted function.
 
   Attributes:
-    name: of its stage, or "ppo/generate" and "ppo/step".
+    name: of its stage, or "ppo/decode_copy", "ppo/generate" and "ppo/step".
     function: to be lowered with `args`.
     args: abstract, in their shards.
     kinds: the arguments' trees by kind of content.
@@ -178,6 +178,13 @@ class _Maker:
         decode_axis_rules=self._config.decode.axis_rules,
         response_length=response, temperature=method.temperature,
         eos_id=self._eos_id(), num_parts=settings.num_rollout_parts)
+    yield Program(
+        name=f"{stage}/decode_copy", function=generate.to_decode_layout,
+        args=(policy_params,), kinds={"parameters": policy_params},
+        resident=state_kinds | {"parameters": state.critic},
+        runs=settings.num_iters,
+        phases=(Phase(name=f"{stage}/decode_copy", scope="", model_flops=0.0,
+                      tokens=0),))
     copy = self._decode_copy(policy)
     prompts = (ids(prompt), mask(prompt), self._array((rows,), jnp.int32))
     yield Program(

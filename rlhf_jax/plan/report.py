@@ -67,7 +67,7 @@ def iteration_of(plan: Plan) -> dict[str, Any] | None:
   """Of PPO: seconds of an iteration, days and chip-hours of all; None where
   a part of it was not planned or does not fit."""
   phases = [p for p in plan.phases if p.program.startswith("ppo")]
-  if len({p.program for p in phases}) < 2 or not all(
+  if len({p.program for p in phases}) < 3 or not all(
       p.segments for p in phases):
     return None
   seconds = sum(p.roofline.seconds for p in phases)
@@ -146,8 +146,8 @@ def _work_table(plan: Plan) -> str:
         work.hbm_bytes / GIB, sum(work.collectives.values()) / GIB,
         *(f"{busy.get(name, 0):.3g}" for name in ("compute", "HBM", "ICI")),
         f"{seconds:.3g}", phase.roofline.bound,
-        f"{plan.mfu([phase]):.0%}",
-        f"{phase.phase.tokens / seconds:,.0f}"])
+        *((f"{plan.mfu([phase]):.0%}", f"{phase.phase.tokens / seconds:,.0f}")
+          if phase.phase.tokens else ())])
   return rows and (
       f"One run of each phase (FLOPs of all devices, bytes of one; work "
       f"{plan.how}, model FLOPs and times derived: at best)\n" + _table(

@@ -36,9 +36,9 @@ def proposals(
     yield from _more(
         f"{stage}.num_rollout_parts", settings.num_rollout_parts,
         settings.batch_size // decode)
-  elif kind_of(stage) == "ppo":
+  elif program.endswith("/step"):
     yield from _more_of_ppo(stage, settings, shards)
-  else:
+  elif kind_of(stage) in ("lm", "rm"):
     key = "pretrain_batch_size" if not settings.batch_size else "batch_size"
     yield from _more(f"{stage}.num_microbatches", settings.num_microbatches,
                      max(settings[key] // shards, 1))

@@ -48,12 +48,13 @@ def test_every_program_is_compiled_and_fits():
   plan = compiled()
   assert plan.how == "compiled" and plan.fits
   assert [p.phase.name for p in plan.phases] == [
-      "pretrain", "sft", "rm", "rl_init", "ppo/prefill", "ppo/decode",
-      "ppo/score", "ppo/update"]
+      "pretrain", "sft", "rm", "rl_init", "ppo/decode_copy", "ppo/prefill",
+      "ppo/decode", "ppo/score", "ppo/update"]
   for phase in plan.phases:
     assert phase.roofline.seconds > 0, phase.phase.name
-    assert 0 < plan.mfu([phase]) < 1, phase.phase.name
     assert phase.bytes["temporaries"] > 0
+    if phase.phase.tokens:
+      assert 0 < plan.mfu([phase]) < 1, phase.phase.name
   assert all(p.bytes["resident frozen"] > 0 for p in plan.phases
              if p.program == "ppo/generate")
 
@@ -146,8 +147,8 @@ def test_formulas_come_near_the_compiler():
   """In products of matrices; memory and traffic are coarser."""
   tiny = make_plan(tiny_config(), "h100:1x4")
   for found, real in zip(tiny.phases, compiled().phases):
-    if found.phase.scope in ("prefill", "decode"):
-      continue  # against the cache, and by vectors
+    if found.program in ("ppo/generate", "ppo/decode_copy"):
+      continue  # against the cache and by vectors; no products
     ratio = planning.work_of(found).flops / planning.work_of(real).flops
     assert 0.6 < ratio < 1.1, (found.phase.name, ratio)
 
@@ -188,7 +189,8 @@ def test_an_iteration_is_the_sum_of_its_phases():
 def test_work_is_counted_once():
   plan = derived()
   for phase in plan.phases:
-    assert costs.total(list(phase.segments)).flops > 0
+    has_products = phase.program != "ppo/decode_copy"
+    assert (costs.total(list(phase.segments)).flops > 0) == has_products
 
 
 # ------------------------------------------------------------ the command

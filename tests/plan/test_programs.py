@@ -12,7 +12,8 @@ from tests import tiny
 from tests import tiny_run
 
 STEP_OF = {"sft": "lm_step", "rl_init": "lm_step", "rm": "rm_step",
-           "generate": "sample", "step": "ppo_step"}
+           "decode_copy": "to_decode_layout", "generate": "sample",
+           "step": "ppo_step"}
 
 
 class Recorder:
@@ -65,7 +66,7 @@ def test_arguments_are_those_of_a_run(tmp_path, monkeypatch):
   mesh = sharding.make_mesh(**config.mesh)
   planned = list(programs.programs_of(config, mesh))
   assert [p.name for p in planned] == [
-      "sft", "rm", "rl_init", "ppo/generate", "ppo/step"]
+      "sft", "rm", "rl_init", "ppo/decode_copy", "ppo/generate", "ppo/step"]
   for program in planned:
     name = STEP_OF[program.name.rpartition("/")[2]]
     args = jax.tree.map(described, program.args)
