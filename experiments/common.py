@@ -323,6 +323,8 @@ def collect(size: str) -> dict:
       max_responses=9,
       temperature=1.0,
       prompts_per_batch=32 if mini else 64,
+      # sampled one after the other: less memory
+      num_rollout_parts=9 if size_of_16_shards(size) else 1,
       num_train_labels=2,  # labelers of a validation prompt, of each group
       num_heldout_labels=2,
   )
@@ -459,7 +461,7 @@ def evaluate(size: str) -> dict:
       num_prompts=512 if mini else 3_196,
       temperature=1.0,
       batch_size=128 if mini else 64,
-      pretrain_batch_size=32,
+      pretrain_batch_size=32 if mini else 64,
       max_pretrain_batches=16,
   )
 

@@ -170,7 +170,8 @@ def make_answer(run: Run, stage: str) -> Callable[..., list[Answer]]:
   weights = dict(settings.policies)
   policy = run.policy()
   generate = sampler.make_generate(
-      run, policy, temperature=settings.temperature)
+      run, policy, temperature=settings.temperature,
+      num_parts=settings.num_rollout_parts)
   params = {name: run.policy_params(name) for name in weights}
   key = run.key(stage)
   batch_size = rows_per_batch(run, settings)
@@ -211,7 +212,8 @@ def make_answer(run: Run, stage: str) -> Callable[..., list[Answer]]:
 def rows_per_batch(run: Run, settings) -> int:
   """Rows of a compiled batch: about what one policy answers of a group."""
   rows = settings.prompts_per_batch * settings.max_responses
-  return run.batch_size_for(rows / len(settings.policies))
+  parts = settings.num_rollout_parts
+  return parts * run.batch_size_for(rows / len(settings.policies) / parts)
 
 
 def row_id(task: Task, k: int) -> int:

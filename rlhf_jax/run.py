@@ -1,7 +1,6 @@
 """What every stage of a run is given: config, mesh, tokenizer, folders."""
 
 import dataclasses
-import math
 from typing import Any
 import zlib
 
@@ -115,10 +114,9 @@ class Run:
   def batch_size_for(self, num_rows: float) -> int:
     """The smallest global batch that holds so many and cuts into the shards
     of training and of decoding."""
-    shards = math.lcm(*(
-        sharding.batch_shards(self.mesh.shape, rules)
-        for rules in (self.axis_rules, self.config.decode.axis_rules)))
-    return math.ceil(num_rows / shards) * shards
+    return sharding.batch_size_for(
+        num_rows, self.mesh.shape, self.axis_rules,
+        self.config.decode.axis_rules)
 
   def put(self, batch: Any) -> Any:
     return sharding.put_batch(batch, self.mesh, self.axis_rules)

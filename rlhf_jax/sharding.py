@@ -8,6 +8,7 @@ paths end alike. Models name logical axes only, through `constrain`.
 
 import contextlib
 import contextvars
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -277,6 +278,15 @@ def batch_shards(mesh_shape: Mapping[str, int], axis_rules: AxisRules) -> int:
   """Into how many parts the batch axis is cut."""
   axes = mesh_axes([dict(axis_rules).get("batch")])
   return int(np.prod([mesh_shape[a] for a in axes]))
+
+
+def batch_size_for(
+    num_rows: float, mesh_shape: Mapping[str, int], *axis_rules: AxisRules
+) -> int:
+  """The smallest batch that holds so many and cuts into the shards of all
+  these rules."""
+  shards = math.lcm(*(batch_shards(mesh_shape, rules) for rules in axis_rules))
+  return math.ceil(num_rows / shards) * shards
 
 
 def process_rows(

@@ -79,7 +79,7 @@ KEYS = {
     "lm.optimizer": _COSINE_ADAM,
     "collect": {
         ">= 1": "num_prompts num_validation_prompts prompts_per_batch "
-                "num_train_labels",
+                "num_rollout_parts num_train_labels",
         ">= 0": "num_heldout_labels",
         ">= 2": "min_responses max_responses",
         "> 0": "temperature",

@@ -85,8 +85,11 @@ def _batch_sizes(
     yield from ((key, 1, _TRAINING, parts) for key in keys)
     yield "eval_batch_size", 1, _TRAINING, {}
   if kind == "collect":
-    for rules in (_TRAINING, _DECODING):
-      yield "prompts_per_batch", settings["max_responses"], rules, {}
+    yield "prompts_per_batch", settings["max_responses"], _TRAINING, {}
+    yield "prompts_per_batch", settings["max_responses"], _DECODING, {
+        "rollout parts": settings["num_rollout_parts"]}
+  if kind == "evaluate":
+    yield "pretrain_batch_size", 1, _TRAINING, {}
   if kind in ("select", "evaluate"):
     for rules in (_TRAINING, _DECODING):
       yield "batch_size", 1, rules, {}

@@ -292,7 +292,7 @@ class Batches:
     """This process's rows of global batch `n`, stacked: [rows, ...].
 
     Batches of examples that come once also have `row_mask` bool [rows], False
-    on the rows that fill up the last one.
+    on the rows that fill up the last one or the batch.
     """
     if self.num_batches is None:
       if n < 0:
@@ -303,7 +303,8 @@ class Batches:
       raise IndexError(f"batch {n} of {self.num_batches}")
     last = len(self._examples) - 1
     batch = _stacked([self._examples[min(i, last)] for i in indices])
-    return batch | {"row_mask": np.asarray(indices) <= last}
+    is_own = np.asarray(self._rows) < self._batch_size
+    return batch | {"row_mask": is_own & (np.asarray(indices) <= last)}
 
 
   def _training_row(self, n: int, row: int) -> dict[str, np.ndarray]:

@@ -19,6 +19,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 from absl import app
 from absl import flags
 from absl import logging
+import jax
 
 from rlhf_jax import command, config as config_lib, distributed
 from rlhf_jax.config.names import kind_of
@@ -30,13 +31,14 @@ _TOPOLOGY = flags.DEFINE_list(
     "Chip and shape, as v5p:4x4x4, v5e:4x4 or (nodes x GPUs a node) h100:4x8; "
     "several with commas, for a table of growth.")
 _NUM_SLICES = flags.DEFINE_integer(
-    "num_slices", 1, "TPU slices of that shape, joined along `data`.")
+    "num_slices", 1, "TPU slices of that shape, joined along `data`.",
+    lower_bound=1)
 _ONLY = flags.DEFINE_string(
     "only", "", "Only programs whose names begin so, as ppo or ppo/step.")
 _GROW_FROM = flags.DEFINE_integer(
     "grow_from", 0,
     "Devices that the config's batches are meant for: on more they grow, so "
-    "that each device keeps its rows.")
+    "that each device keeps its rows.", lower_bound=0)
 _SEARCH = flags.DEFINE_bool(
     "search", False, "Try settings until every program fits.")
 _JSON = flags.DEFINE_bool("json", False, "Print one object for machines.")
@@ -46,7 +48,11 @@ def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   logging.set_verbosity(logging.WARNING)
+  # What is compiled for no device here cannot be read back.
+  jax.config.update("jax_enable_compilation_cache", False)
   try:
+    if not _TOPOLOGY.value:
+      raise chips.PlanError("--topology= names none; write e.g. v5p:4x4x4")
     plans = [plan_one(name) for name in _TOPOLOGY.value]
   except (chips.PlanError, config_lib.ConfigError) as error:
     distributed.refuse(str(error))
@@ -93,8 +99,9 @@ def grown(config, num_devices: int, grow_from: int):
     keys = {"lm": ("batch_size", "pretrain_batch_size", "eval_batch_size"),
             "rm": ("batch_size", "eval_batch_size"),
             "ppo": ("batch_size", "ptx_batch_size"),
-            "collect": ("prompts_per_batch",)}.get(
-                kind_of(stage), ("batch_size",))
+            "collect": ("prompts_per_batch",), "select": ("batch_size",),
+            "evaluate": ("batch_size", "pretrain_batch_size"),
+            }[kind_of(stage)]
     changes |= {f"{stage}.{key}": config[stage][key] * times for key in keys}
   return search.with_overrides(config, changes)
 

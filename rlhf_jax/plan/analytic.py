@@ -22,8 +22,7 @@ from rlhf_jax.plan.programs import Program
 from rlhf_jax.run import transformer_config
 
 _DATA, _FSDP, _TENSOR = range(3)
-# Passes over each layer's weights, and FLOPs over those of the model: forward
-# and backward, and for "block" forward once more.
+# FLOPs over those of the model: "block" computes the forward pass once more.
 _REMAT_FLOPS = {"none": 1.0, "dots": 1.05, "block": 4 / 3}
 # bf16 arrays [rows, L, D] a layer keeps for its backward pass.
 _KEPT = {"none": 16, "dots": 9, "block": 1}
@@ -179,7 +178,7 @@ def _generate(config, stage, mesh, program, segments) -> float:
   shards = sharding.batch_shards(mesh.shape, rules)
   cuts = math.prod(
       mesh.shape[a] for a in sharding.mesh_axes([dict(rules).get("heads")]))
-  rows = config[stage].batch_size / shards / parts
+  rows = program.args[2].shape[0] / shards / parts
   weights = programs.device_bytes(program.kinds["parameters"])
   item = jax.numpy.dtype(config.decode.dtype).itemsize
   cache = 2.0 * item * rows * (prompt + response) * (

@@ -134,13 +134,13 @@ class Paths:
     num_slices: slices (or nodes) that a group spans.
     bandwidths: one for each dimension of the torus that is spanned, by its
       number: bytes/s of one chip, both directions of a ring together.
-    longest: the largest number of chips along a dimension.
+    lengths: chips along each of these dimensions; 1 where all see each other.
   """
 
   group_size: int
   num_slices: int
   bandwidths: dict[int, float]
-  longest: int
+  lengths: dict[int, int]
 
 
 def paths_of(topology: Topology, mesh_devices: np.ndarray, axes) -> Paths:
@@ -159,14 +159,13 @@ def paths_of(topology: Topology, mesh_devices: np.ndarray, axes) -> Paths:
   if chip.platform == "gpu":
     nodes = len({int(number) // topology.shape[1] for number in group})
     return Paths(len(group) // nodes, nodes,
-                 {0: chip.link_bandwidth} if len(group) > nodes else {},
-                 len(group) // nodes)
+                 {0: chip.link_bandwidth} if len(group) > nodes else {}, {0: 1})
   slices = len({getattr(d, "slice_index", 0) or 0 for d in group})
-  bandwidths, longest = {}, 1
+  bandwidths, lengths = {}, {}
   for dim, size in enumerate(topology.shape):
     places = len({d.coords[dim] for d in group})
     if places > 1:
       is_ring = places == size and size % chip.wraps_at == 0
       bandwidths[dim] = chip.link_bandwidth * (2 if is_ring else 1)
-      longest = max(longest, places)
-  return Paths(len(group) // slices, slices, bandwidths, longest)
+      lengths[dim] = places
+  return Paths(len(group) // slices, slices, bandwidths, lengths)

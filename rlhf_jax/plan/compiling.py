@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from rlhf_jax import sharding
 from rlhf_jax.plan.chips import PlanError, Topology
-from rlhf_jax.plan.programs import Program
+from rlhf_jax.plan.programs import Program, device_bytes
 
 _UNITS = {"B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -102,7 +102,8 @@ def compile_program(
     try:
       compiled = lowered.compile(compiler_options=options)
     except Exception as error:
-      return _refused(str(error), folder, time.monotonic() - started)
+      return _refused(
+          program, str(error), folder, time.monotonic() - started)
     memory = compiled.memory_analysis()
     return Compiled(
         text=_dumped(folder, "after_optimizations.txt"),
@@ -114,19 +115,24 @@ def compile_program(
         seconds=time.monotonic() - started)
 
 
-def _refused(message: str, folder: str, seconds: float) -> Compiled:
+def _refused(
+    program: Program, message: str, folder: str, seconds: float
+) -> Compiled:
   """Of a program that the compiler found too large; other errors go on.
 
   Raises:
     PlanError: the compiler failed for another reason.
   """
   found = re.search(
-      r"\(([\d.]+)([BKMGT])\) exceeds available HBM \([\d.]+[KMGT]\)", message)
+      r"\(([\d.]+)([BKMGT])\) exceeds available HBM|"
+      r"[Uu]sed ([\d.]+)([BKMGT]) of [\d.]+[KMGT] hbm", message)
   if "RESOURCE_EXHAUSTED" not in message or not found:
     raise PlanError(f"the compiler failed: {message[:2000]}")
-  needed = float(found.group(1)) * _UNITS[found.group(2)]
+  number, unit = (group for group in found.groups() if group)
+  arguments = device_bytes(program.args)  # are in what it says is needed
+  inside = int(float(number) * _UNITS[unit]) - arguments
   return Compiled(
-      text="", argument_bytes=0, temporary_bytes=int(needed),
+      text="", argument_bytes=arguments, temporary_bytes=max(inside, 0),
       largest=_largest(_dumped(folder, "buffer-assignment.txt", missing="")),
       seconds=seconds, refusal=message.splitlines()[0])
 

@@ -2,9 +2,7 @@
 
 from collections.abc import Callable, Iterable
 import dataclasses
-from typing import Any
 
-import jax
 import ml_collections
 import numpy as np
 
@@ -199,7 +197,3 @@ def work_of(phase: PhasePlan) -> costs.Work:
 
 def axis_names(axes: tuple[int, ...]) -> str:
   return "+".join(sharding.MESH_AXES[a] for a in axes)
-
-
-def count_params(tree: Any) -> int:
-  return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(tree))

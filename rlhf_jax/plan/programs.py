@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 import ml_collections
 
 from rlhf_jax import optimizer, rollout, sampler, sharding, train_state
-from rlhf_jax.config import name_of
+from rlhf_jax.collect import rows_per_batch
 from rlhf_jax.config.names import active, kind_of, lm_streams
 from rlhf_jax.models.policy import Policy
 from rlhf_jax.models.scalar import Scalar
@@ -72,19 +72,19 @@ class Program:
 def programs_of(
     config: ml_collections.ConfigDict, mesh: Mesh
 ) -> Iterator[Program]:
-  """Every training and sampling program of the stages that run here.
+  """The training and sampling programs of the stages that run here.
 
-  Measuring (validation losses, scores, samples of `evaluate`) takes smaller
-  batches of the same models and is left out.
+  Later rounds of a stage are alike and left out, and so is measuring
+  (validation losses, scores, samples of `evaluate`), which takes smaller
+  batches of the same models.
   """
   make = _Maker(config, mesh)
-  seen = set()
+  builders = {"lm": make.lm, "collect": make.collect, "rm": make.rm,
+              "ppo": make.ppo}
   for stage in active(config.to_dict()):
-    builders = {"lm": make.lm, "rm": make.rm, "ppo": make.ppo}
-    build = builders.get(kind_of(stage))
-    if build and name_of(stage) not in seen:  # later rounds are alike
-      seen.add(name_of(stage))
-      yield from build(stage)
+    is_round = stage.partition("@")[2].isdigit()
+    if kind_of(stage) in builders and not is_round:
+      yield from builders[kind_of(stage)](stage)
 
 
 class _Maker:
@@ -172,12 +172,8 @@ class _Maker:
     rows, ptx_rows = settings.batch_size, settings.ptx_batch_size
     ids = lambda length: self._array((rows, length), jnp.int32)
     mask = lambda length: self._array((rows, length), jnp.bool_)
-    generate = sampler.make_sharded_generate(
-        policy, mesh=self._mesh, axis_rules=self._rules,
-        decode_dtype=self._config.decode.dtype,
-        decode_axis_rules=self._config.decode.axis_rules,
-        response_length=response, temperature=method.temperature,
-        eos_id=self._eos_id(), num_parts=settings.num_rollout_parts)
+    generate = self._sampler(
+        policy, method.temperature, settings.num_rollout_parts)
     yield Program(
         name=f"{stage}/decode_copy", function=generate.to_decode_layout,
         args=(policy_params,), kinds={"parameters": policy_params},
@@ -185,14 +181,8 @@ class _Maker:
         runs=settings.num_iters,
         phases=(Phase(name=f"{stage}/decode_copy", scope="", model_flops=0.0,
                       tokens=0),))
-    copy = self._decode_copy(policy)
-    prompts = (ids(prompt), mask(prompt), self._array((rows,), jnp.int32))
-    yield Program(
-        name=f"{stage}/generate", function=generate.sample,
-        args=(copy, self._key(), *prompts),
-        kinds={"parameters": copy, "batch": prompts},
-        resident=state_kinds, runs=settings.num_iters,
-        phases=generate_phases(stage, policy.config, rows, prompt, response))
+    yield self._generate(stage, generate, policy, rows, state_kinds,
+                         settings.num_iters)
     sampled = Rollout(
         ids(prompt), mask(prompt), ids(response), mask(response),
         self._array((rows, response), jnp.float32))
@@ -210,6 +200,43 @@ class _Maker:
         phases=step_phases(
             stage, policy.config, critic.config, method.num_epochs, rows,
             prompt, response, ptx_rows if has_ptx else 0))
+
+  def collect(self, stage: str) -> Iterator[Program]:
+    settings, policy = self._config[stage], self._policy(0.0)
+    generate = self._sampler(
+        policy, settings.temperature, settings.num_rollout_parts)
+    policies = [self._params(policy) for _ in settings.policies]
+    rows = rows_per_batch(self, settings)
+    yield self._generate(
+        stage, generate, policy, rows, {"parameters": policies}, 0)
+
+  def batch_size_for(self, num_rows: float) -> int:
+    return sharding.batch_size_for(
+        num_rows, self._mesh.shape, self._rules,
+        self._config.decode.axis_rules)
+
+  def _sampler(self, policy, temperature: float, num_parts: int):
+    return sampler.make_sharded_generate(
+        policy, mesh=self._mesh, axis_rules=self._rules,
+        decode_dtype=self._config.decode.dtype,
+        decode_axis_rules=self._config.decode.axis_rules,
+        response_length=self._lengths()[1], temperature=temperature,
+        eos_id=self._eos_id(), num_parts=num_parts)
+
+  def _generate(
+      self, stage, generate, policy, rows: int, resident, runs: int
+  ) -> Program:
+    prompt, response = self._lengths()
+    copy = self._decode_copy(policy)
+    prompts = (self._array((rows, prompt), jnp.int32),
+               self._array((rows, prompt), jnp.bool_),
+               self._array((rows,), jnp.int32))
+    return Program(
+        name=f"{stage}/generate", function=generate.sample,
+        args=(copy, self._key(), *prompts),
+        kinds={"parameters": copy, "batch": prompts},
+        resident=resident, runs=runs,
+        phases=generate_phases(stage, policy.config, rows, prompt, response))
 
   def _policy(self, dropout_rate: float) -> Policy:
     return Policy(transformer_config(self._config.model, dropout_rate))
@@ -230,8 +257,7 @@ class _Maker:
     return sum(self._lengths())
 
   def _mask_dtype(self, stream: str):
-    is_packed = self._config.data.pack_demonstrations
-    return jnp.int32 if stream != "pretrain" and is_packed else jnp.bool_
+    return jnp.bool_ if stream == "pretrain" else jnp.int32
 
   def _filled(self, rows: int) -> int:
     return max(rows, sharding.batch_shards(self._mesh.shape, self._rules))

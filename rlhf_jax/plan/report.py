@@ -6,9 +6,9 @@ from typing import Any
 
 import tabulate
 
-from rlhf_jax import sharding
 from rlhf_jax.models.policy import Policy
 from rlhf_jax.plan import planning
+from rlhf_jax.plan import roofline
 from rlhf_jax.plan.chips import GIB, Chip
 from rlhf_jax.plan.planning import COMPILED, DERIVED, PhasePlan, Plan
 from rlhf_jax.run import transformer_config
@@ -144,7 +144,7 @@ def _work_table(plan: Plan) -> str:
         phase.phase.name, _short(phase.phase.model_flops),
         _short(work.flops * plan.topology.num_devices),
         work.hbm_bytes / GIB, sum(work.collectives.values()) / GIB,
-        *(f"{busy.get(name, 0):.3g}" for name in ("compute", "HBM", "ICI")),
+        *(f"{busy.get(name, 0):.3g}" for name in roofline.RESOURCES),
         f"{seconds:.3g}", phase.roofline.bound,
         *((f"{plan.mfu([phase]):.0%}", f"{phase.phase.tokens / seconds:,.0f}")
           if phase.phase.tokens else ())])
@@ -152,8 +152,8 @@ def _work_table(plan: Plan) -> str:
       f"One run of each phase (FLOPs of all devices, bytes of one; work "
       f"{plan.how}, model FLOPs and times derived: at best)\n" + _table(
           rows, ["phase", "model FLOPs", "FLOPs", "HBM GiB", "collective GiB",
-                 "compute s", "HBM s", "ICI s", "roofline s", "bound", "MFU",
-                 "tokens/s"], ".1f"))
+                 *(f"{name} s" for name in roofline.RESOURCES), "roofline s",
+                 "bound", "MFU", "tokens/s"], ".1f"))
 
 
 def _collectives_table(plan: Plan) -> str:
@@ -211,25 +211,25 @@ def verdict(plan: Plan) -> str:
 
 def growth_table(plans: Sequence[Plan]) -> str:
   """Temporaries and collectives of one device, by topology."""
-  rows = []
+  found = []
   for plan in plans:
     for phase in plan.phases:
-      work = planning.work_of(phase)
       by_axis = collections.Counter()
-      for (_, axes), size in work.collectives.items():
+      for (_, axes), size in planning.work_of(phase).collectives.items():
         by_axis[planning.axis_names(axes)] += size / GIB
-      rows.append([
-          phase.phase.name, plan.topology.text, plan.topology.num_devices,
-          phase.bytes["temporaries"] / GIB,
-          *(by_axis[name] or None for name in sharding.MESH_AXES),
-          sum(work.collectives.values()) / GIB,
-          f"{phase.roofline.seconds:.3g}", f"{plan.mfu([phase]) or 0:.0%}"])
-  rows.sort(key=lambda row: row[0])
+      found.append((plan, phase, by_axis))
+  over = sorted({name for _, _, sizes in found for name in sizes})
+  rows = [
+      [phase.phase.name, plan.topology.text, plan.topology.num_devices,
+       phase.bytes["temporaries"] / GIB,
+       *(sizes[name] or None for name in over), float(sum(sizes.values())),
+       f"{phase.roofline.seconds:.3g}", f"{plan.mfu([phase]) or 0:.0%}"]
+      for plan, phase, sizes in sorted(found, key=lambda f: f[1].phase.name)]
   return (
       "Growth: of one device, GiB\n" + _table(
           rows, ["phase", "topology", "devices", "temporaries",
-                 *(f"over {name}" for name in sharding.MESH_AXES),
-                 "collectives", "roofline s", "MFU"], ".2f"))
+                 *(f"over {name}" for name in over), "collectives",
+                 "roofline s", "MFU"], ".2f"))
 
 
 def _one_a_program(phases: Iterable[PhasePlan]) -> list[PhasePlan]:

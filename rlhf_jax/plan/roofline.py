@@ -17,7 +17,8 @@ from rlhf_jax.plan import costs
 from rlhf_jax.plan.chips import Topology
 from rlhf_jax.plan.costs import Segment, Work
 
-COMPUTE, HBM, ICI, NETWORK = "compute", "HBM", "ICI", "network"
+# ICI: links of the torus, or NVLink.
+RESOURCES = COMPUTE, HBM, ICI, NETWORK = "compute", "HBM", "ICI", "network"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,31 +79,53 @@ class Rates:
     """(seconds by dimension of the torus, seconds of the network)."""
     if kind.startswith(costs.BETWEEN_SLICES):
       sent = factor(kind.removeprefix(costs.BETWEEN_SLICES),
-                    self._topology.num_slices, self._topology.num_slices)
+                    self._topology.num_slices)
       return {}, sent * size / self._chip.network_bandwidth
     if axes not in self._paths:
       self._paths[axes] = chips.paths_of(self._topology, self._devices, axes)
     paths = self._paths[axes]
-    inside = {}
-    if paths.bandwidths:
-      carried = size * factor(kind, paths.group_size, paths.longest)
-      # all dimensions carry a part at once
-      time = carried / sum(paths.bandwidths.values())
-      inside = dict.fromkeys(paths.bandwidths, time)
-    # each chip sends the part that its slice's others do not
-    outside = size / paths.group_size * factor(
-        kind, paths.num_slices, paths.num_slices)
-    return inside, outside / self._chip.network_bandwidth
+    # each chip sends the part that its slice's others do not; of an exchange
+    # its own
+    own = size if kind == "all-to-all" else size / paths.group_size
+    outside = factor(kind, paths.num_slices) * own
+    return inside_seconds(kind, size, paths), (
+        outside / self._chip.network_bandwidth)
 
 
-def factor(kind: str, group_size: int, longest: int) -> float:
-  """Bytes that a chip sends for a byte of the array, by the usual algorithms:
-  rings for gather, scatter and reduction; each of an exchange's parts goes a
-  quarter of the longest ring on average."""
+def inside_seconds(
+    kind: str, size: float, paths: chips.Paths) -> dict[int, float]:
+  """Seconds by dimension of the torus, within a slice or node.
+
+  All dimensions carry a part of a gather, scatter or sum at once. Every byte
+  of an exchange crosses all of them, a quarter of each ring on average; where
+  each sees all others, the one "dimension", it goes once. A permutation takes
+  one dimension, in one direction and another beside it in the other.
+  """
+  if not paths.bandwidths:
+    return {}
+  if kind == "all-to-all":
+    share = factor(kind, paths.group_size)
+    return {dim: size * max(paths.lengths[dim] / 4, share) / bandwidth
+            for dim, bandwidth in paths.bandwidths.items()}
+  if kind == "collective-permute":
+    dim = max(paths.bandwidths, key=paths.bandwidths.get)
+    return {dim: size / paths.bandwidths[dim]}
+  time = size * factor(kind, paths.group_size) / sum(paths.bandwidths.values())
+  return dict.fromkeys(paths.bandwidths, time)
+
+
+def factor(kind: str, group_size: int) -> float:
+  """Bytes that each of a group sends for a byte of the array, by rings.
+
+  Raises:
+    PlanError: a kind of collective that is not known here.
+  """
   if group_size <= 1:
     return 0.0
   share = (group_size - 1) / group_size
-  return {
+  factors = {
       "all-gather": share, "reduce-scatter": share, "all-reduce": 2 * share,
-      "all-to-all": max(longest / 4, share), "collective-permute": 1.0,
-  }[kind]
+      "all-to-all": share, "collective-permute": 1.0, "one-to-one": 1.0}
+  if kind not in factors:
+    raise chips.PlanError(f"no figures for collectives of the kind {kind!r}")
+  return factors[kind]

@@ -29,13 +29,15 @@ def proposals(
   settings = config[stage]
   shards = sharding.batch_shards(mesh, config.axis_rules)
   model = "rm_model" if kind_of(stage) == "rm" else "model"
-  if config[model].remat != "block":
+  is_training = not program.endswith(("/generate", "/decode_copy"))
+  if is_training and config[model].remat != "block":
     yield {f"{model}.remat": "block"}
   if program.endswith("/generate"):
     decode = sharding.batch_shards(mesh, config.decode.axis_rules)
-    yield from _more(
-        f"{stage}.num_rollout_parts", settings.num_rollout_parts,
-        settings.batch_size // decode)
+    rows = settings.batch_size if kind_of(stage) == "ppo" else (
+        settings.prompts_per_batch * settings.max_responses)
+    yield from _more(f"{stage}.num_rollout_parts", settings.num_rollout_parts,
+                     rows // decode)
   elif program.endswith("/step"):
     yield from _more_of_ppo(stage, settings, shards)
   elif kind_of(stage) in ("lm", "rm"):
@@ -130,19 +132,23 @@ def search(
     (the plan with what helped, the overrides); it may still not fit.
   """
   found: Overrides = {}
-  topology = plan.topology
-  for name in misfits(plan):
-    tried = itertools.islice(_valid(plan.config, topology, proposals(
-        plan.config, name, plan.mesh_shape)), _MOST_TRIES)
-    for proposal in tried:
+  topology, tried = plan.topology, set()
+  while waiting := [name for name in misfits(plan) if name not in tried]:
+    name = waiting[0]
+    tried.add(name)
+    for proposal in itertools.islice(_valid(
+        plan.config, topology, proposals(plan.config, name, plan.mesh_shape)),
+        _MOST_TRIES):
       config = with_overrides(plan.config, proposal)
       attempt = make_plan(config, topology, only=name)
       say(f"{name} with {as_flags(proposal)}: "
           + ("fits" if attempt.fits else "does not fit"))
       if attempt.fits:
         found |= proposal
-        plan = make_plan(config, topology, only=only) if (
-            attempt.mesh_shape != plan.mesh_shape) else replaced(plan, attempt)
+        stage = name.partition("/")[0]
+        is_own = all(key.startswith(f"{stage}.") for key in proposal)
+        plan = replaced(plan, attempt) if is_own else (
+            make_plan(config, topology, only=only))
         break
   return plan, found
 
