@@ -55,7 +55,7 @@ command_of() {
 pids=()
 watcher=""
 end_all() {
-  kill "${pids[@]}" $watcher 2> /dev/null || true
+  kill ${pids[@]+"${pids[@]}"} $watcher 2> /dev/null || true
 }
 trap end_all EXIT
 trap 'exit 143' TERM
@@ -88,6 +88,7 @@ attempt() {
   fi
   end_all
   wait
+  pids=() watcher="" # numbers that others may get
   return "$status"
 }
 

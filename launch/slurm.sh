@@ -11,7 +11,8 @@
 #   --partition, --account, --time   as of sbatch
 #   --cpus-per-task=N  (8)
 #   --setup=COMMAND    run before on every node, as "source venv/bin/activate"
-#   --max-restarts=N   requeues after a failure (10); preemption is not counted
+#   --max-restarts=N   requeues after a failure, while the job has had fewer
+#                      requeues of all kinds (10)
 #   --dry-run          print the commands only
 #
 # The program resumes by itself when it is given the same command. The log is

@@ -126,9 +126,12 @@ run_once() {
   local program log
   program=$(quoted ../venv/bin/python -u -m rlhf_jax.main --distributed \
     "--config=$config" "--workdir=$workdir" ${extra[@]+"${extra[@]}"})
-  log="$workdir/logs/\$(hostname).log"
-  on_all_workers "cd rlhf_jax; pkill -f '^[^ ]*/python -u -m rlhf_jax.main'; \
-(while sleep 60; do gcloud storage cp -q ../run.log $log; done) & \
+  log="$(quoted "$workdir/logs/")\$(hostname).log"
+  on_all_workers "cd rlhf_jax; pattern='^[^ ]*/python -u -m rlhf_jax.main'; \
+pkill -f \"\$pattern\"; for i in {1..20}; do pgrep -f \"\$pattern\" > /dev/null \
+|| break; sleep 1; done; \
+(while sleep 60; do gcloud storage cp -q ../run.log $log; done) \
+> /dev/null 2>&1 & \
 uploads=\$!; set -o pipefail; $program 2>&1 | tee -a ../run.log; \
 status=\$?; kill \$uploads; gcloud storage cp -q ../run.log $log; exit \$status"
 }

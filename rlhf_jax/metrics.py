@@ -50,7 +50,7 @@ class Writer:
     for name, value in values.items():
       self._boards[stage].add_scalar(name, value, step)
     if self._rows.is_due(_UPLOAD_SECONDS):
-      self.upload()
+      self._try_upload()
 
   def rewind(self, stage: str, step: int) -> None:
     """Drops a stage's rows after `step`: a resumed stage writes them anew."""
@@ -69,6 +69,14 @@ class Writer:
       multihost_utils.sync_global_devices(f"rows {stage}")
     return read(self._path.parent, stage)
 
+  def _try_upload(self) -> None:
+    """What fails here is said and tried again: before a checkpoint it counts."""
+    try:
+      self.upload()
+    except Exception as error:  # fsspec's kinds have no common base
+      print(f"\nwarning: {self._path} is not up to date: {error}",
+            file=sys.stderr, flush=True)
+
   def upload(self) -> None:
     """Brings a bucket up to date: before a checkpoint, so that a run resumed
     from it finds all rows, and where somebody reads them."""
@@ -79,11 +87,15 @@ class Writer:
     self._rows.upload()
     self._events.upload()
 
-  def close(self) -> None:
+  def close(self, *, is_failing: bool = False) -> None:
+    """Ends; an error already on its way is not hidden by one of uploading."""
     for board in self._boards.values():
       board.close()
     self._boards.clear()
-    self.upload()
+    if is_failing:
+      self._try_upload()
+    else:
+      self.upload()
 
 
 def _is_after(line: str, stage: str, step: int) -> bool:

@@ -60,8 +60,10 @@ def run_all(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
   try:
     for stage in config.stages:
       run_stage(run, stage)
-  finally:
-    run.writer.close()
+  except BaseException:
+    run.writer.close(is_failing=True)
+    raise
+  run.writer.close()
   summary = summaries.summarise(run, time.monotonic() - started)
   checkpoint.write_json(workdir / "summary.json", summary)
   metrics.say(summaries.format_summary(run, summary))

@@ -35,12 +35,17 @@ def gather(
         connection, _ = server.accept()
       except TimeoutError:
         _dismiss([line for _, line in members.values()], _missing(
-            members, num_processes, f"{host}:{port}", timeout))
+            members, num_processes, at(host, port), timeout))
       _greet(Line(connection), members, num_processes)
-  address = f"{host}:{_free_port()}"
+  address = at(host, _free_port())
   for _, line in members.values():
     line.send(coordinator=address)
   return Hub(members), address
+
+
+def at(host: str, port: int) -> str:
+  """HOST:PORT; the colons of an IPv6 address are bracketed off."""
+  return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _greet(line: Line, members: dict, num_processes: int) -> None:
@@ -90,7 +95,7 @@ def join(
   said = line.receive(seconds=timeout + 30)
   if said is None:
     raise StartError(
-        f"process {process_id} reached {host}:{port}, but process 0 did not "
+        f"process {process_id} reached {at(host, port)}, but process 0 did not "
         f"answer within {timeout:g} s, or ended; see its messages")
   if "failure" in said:
     raise StartError(said["failure"]["message"])
@@ -110,7 +115,7 @@ def _connect(
     except OSError as error:
       if time.monotonic() >= until:
         raise StartError(
-            f"process {process_id} found no process 0 at {host}:{port} in "
+            f"process {process_id} found no process 0 at {at(host, port)} in "
             f"{timeout:g} s ({error}): start it there, correct --coordinator, "
             "or raise --start_timeout") from error
       time.sleep(0.2)

@@ -36,7 +36,7 @@ _SEED = flags.DEFINE_integer("seed", 0, "Of the sampling noise.")
 
 
 def open_run(workdir: epath.Path) -> Run:
-  """The run of a workdir, on one device.
+  """The run of a workdir, on the devices of this process.
 
   Raises:
     CheckpointError: there is no run.

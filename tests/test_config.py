@@ -267,7 +267,8 @@ class RulesTest(parameterized.TestCase):
       config.decode.axis_rules = (("batch", ("data", "fsdp")),)
     with self.assertRaisesRegex(
         ConfigError, "collect.prompts_per_batch = 4 x 5 responses is not a "
-        "multiple of 8 .8 batch shards of decoding; .*; use e.g. 8"):
+        "multiple of 8 .8 batch shards of decoding x 1 rollout parts; .*"
+        "; use e.g. 8"):
       config_lib.validate(config, 8, check_inputs=False)
 
   def test_one_way_out_for_both_rules(self):

@@ -213,7 +213,7 @@ class CheckTest(BucketTest):
        "config.data.tokenizer: nothing at 'gs://bucket/run/tokenizer.json'"))
   def test_settings(self, changes, message):
     with self.assertRaisesRegex(config_lib.ConfigError, message):
-      config_lib.validate(tiny_run.tiny_config(**changes), 1, 1)
+      config_lib.validate(tiny_run.tiny_config(**changes), 1)
 
   def test_a_program_that_reads(self):
     with self.assertRaisesRegex(Exception, "there is no bucket 'none'"):

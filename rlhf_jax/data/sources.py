@@ -252,7 +252,7 @@ def _parsed(line: bytes, origin: str) -> Any:
 
 def json_lines(path: str) -> Iterator[tuple[Any, str]]:
   """(value, "PATH:LINE") of each line of a file, `.gz` or not; blank ones not.
-  The file may lie in a bucket.
+  That of rosters and ranked tasks may lie in a bucket.
 
   Raises:
     DataError: the file cannot be read, or a line is longer than

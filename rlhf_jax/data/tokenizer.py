@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import os
 from typing import Iterable, Sequence
 
 from etils import epath
@@ -134,6 +135,7 @@ def load(spec: str) -> Tokenizer:
 def _load_pair(vocab: str, merges: str) -> Tokenizer:
   _require(vocab)
   _require(merges)
+  vocab, merges = (os.fspath(storage.local_copy(p)) for p in (vocab, merges))
   with open(vocab, encoding="utf-8") as f:
     has_end = END in json.load(f)
   bpe = _byte_level(models.BPE.from_file(vocab, merges))

@@ -215,3 +215,13 @@ def test_a_small_batch_is_filled_up_with_rows_that_count_for_nothing():
       assert len(more[name]) == 8
     assert own["loss_mask"].all() and not more["loss_mask"][3:].any()
     assert more["mask"].all()  # they are read, and their positions are sound
+
+
+def test_held_out_rows_count_once_in_filled_batches():
+  examples = batches.lm_examples(_windows(), None)
+  at = batches.Batches(examples, 3, filled_size=8)
+  counted = [
+      row.tobytes() for n in range(at.num_batches) for row, is_own in
+      zip(at(n)["tokens"], at(n)["row_mask"]) if is_own]
+  assert counted == [examples[i]["tokens"].tobytes()
+                     for i in range(len(examples))]

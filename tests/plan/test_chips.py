@@ -114,7 +114,31 @@ def test_collectives_over_other_dimensions_overlap():
 
 @pytest.mark.parametrize("kind, expected", [
     ("all-gather", 0.75), ("reduce-scatter", 0.75), ("all-reduce", 1.5),
-    ("all-to-all", 1.0), ("collective-permute", 1.0)])
-def test_what_a_ring_of_four_sends(kind, expected):
-  assert roofline.factor(kind, 4, 4) == expected
-  assert roofline.factor(kind, 1, 1) == 0
+    ("all-to-all", 0.75), ("collective-permute", 1.0), ("one-to-one", 1.0)])
+def test_what_one_of_four_sends(kind, expected):
+  assert roofline.factor(kind, 4) == expected
+  assert roofline.factor(kind, 1) == 0
+
+
+def test_a_kind_that_is_not_known():
+  with pytest.raises(PlanError, match="of the kind 'broadcast'"):
+    roofline.factor("broadcast", 4)
+
+
+def test_an_exchange_is_held_up_by_the_middle_of_the_torus():
+  """8 x 8 chips: half of what 32 have goes over 16 links, both ways."""
+  topology = chips.parse_topology("v5p:8x8x1")
+  found = roofline.Rates(topology, torus(8, 8, 1).reshape(1, 64, 1))
+  work = Work()
+  work.collectives["all-to-all", (1,)] = 1e9
+  middle = 32 * 1e9 / 2 / (16 * topology.chip.link_bandwidth)
+  np.testing.assert_allclose(found.seconds_of(work)["ICI"], middle)
+
+
+def test_a_permutation_takes_one_dimension():
+  topology = chips.parse_topology("v5p:4x4x4")
+  found = roofline.Rates(topology, torus(4, 4, 4).reshape(4, 16, 1))
+  work = Work()
+  work.collectives["collective-permute", (1,)] = 1e9
+  np.testing.assert_allclose(
+      found.seconds_of(work)["ICI"], 1e9 / (2 * topology.chip.link_bandwidth))

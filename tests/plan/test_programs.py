@@ -3,9 +3,11 @@
 import dataclasses
 
 import jax
+import numpy as np
 import pytest
 
 from rlhf_jax import sharding
+from rlhf_jax.data import batches
 from rlhf_jax.plan import programs
 from rlhf_jax.run import init_params
 from tests import tiny
@@ -82,6 +84,19 @@ def different(left, right):
   """Leaves that differ, by path."""
   pairs = zip(jax.tree.leaves_with_path(left), jax.tree.leaves(right))
   return {jax.tree_util.keystr(path): (a, b) for (path, a), b in pairs if a != b}
+
+
+def test_demonstrations_have_numbers_for_a_mask_packed_or_not():
+  """As `batches.demonstration_examples` gives them: texts are numbered."""
+  for is_packed in (True, False):
+    config = tiny_run.tiny_config(data__pack_demonstrations=is_packed)
+    sft = next(p for p in programs.programs_of(
+        config, sharding.make_mesh(**config.mesh)) if p.name == "sft")
+    row = {"prompt_tokens": np.arange(3), "response_tokens": np.arange(2)}
+    example = batches.demonstration_examples(
+        [row], None, length=64, pad_id=511, packed=is_packed)[0]
+    for name, array in sft.args[1]["demonstrations"].items():
+      assert array.dtype == example[name].dtype, (is_packed, name)
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 1), (2, 2, 2)])

@@ -8,7 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from rlhf_jax import checkpoint, pipeline, sampler, scoring, sharding
+from rlhf_jax import (
+    checkpoint, metrics, pipeline, sampler, scoring, sharding,
+)
 from rlhf_jax.trainers import lm, select
 from tests import tiny_run
 
@@ -68,7 +70,8 @@ def test_the_last_is_used_where_that_is_asked(overfitted, tmp_path):
 def test_a_training_that_diverged_has_no_best_checkpoint(tmp_path):
   row = {"stage": "sft", "step": 4, "validation/demonstrations/loss": None}
   (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
-  run = types.SimpleNamespace(workdir=tmp_path)
+  run = types.SimpleNamespace(
+      workdir=tmp_path, writer=metrics.Writer(tmp_path))
   with pytest.raises(checkpoint.CheckpointError, match="'sft' has a finite"):
     lm.select_by_loss(run, "sft", {"demonstrations": 1.0}, {4})
 
