@@ -26,7 +26,7 @@ from etils import epath
 import jax
 
 from rlhf_jax import (
-    checkpoint, datasets, handoff, labelers, metrics, sampler, sharding,
+    checkpoint, distributed, handoff, labelers, metrics, sampler, sharding,
     storage,
 )
 from rlhf_jax.config.names import EXPORT, RANKED, SMALLWORLD, asks_people
@@ -135,7 +135,7 @@ def sample(run: Run, stage: str, tasks: Sequence[Task]) -> list[Answer]:
   groups = [tasks[i:i + size] for i in range(0, len(tasks), size)]
   path = run.workdir / stage / "responses.jsonl"
   done = keep_whole_groups(path, groups)
-  datasets.barrier(f"kept {stage}")  # before process 0 appends
+  distributed.barrier(f"kept {stage}")  # before process 0 appends
   file = storage.Growing(path)
   if done < len(groups):
     with sharding.use(run.mesh, run.axis_rules):
@@ -145,7 +145,7 @@ def sample(run: Run, stage: str, tasks: Sequence[Task]) -> list[Answer]:
           append_lines(file, answer(group))
           progress.update()
   file.upload()
-  datasets.barrier(f"sampled {stage}")  # what process 0 wrote is there
+  distributed.barrier(f"sampled {stage}")  # what process 0 wrote is there
   return read_lines(path)
 
 

@@ -6,11 +6,10 @@ from typing import Any
 
 from etils import epath
 import jax
-from jax.experimental import multihost_utils
 import ml_collections
 import tqdm
 
-from rlhf_jax import storage
+from rlhf_jax import distributed, storage
 from rlhf_jax.data import cleaning, prepare, sources, tokenizer
 from rlhf_jax.data.records import DataError
 from rlhf_jax.data.smallworld import Smallworld
@@ -72,7 +71,7 @@ def make_tokenizer(config, workdir: epath.Path, world) -> tokenizer.Tokenizer:
       made = tokenizer.load(config.data.tokenizer)
     check_vocabulary(made, config)
     made.save(str(stored))
-  barrier("tokenizer")
+  distributed.barrier("tokenizer")
   made = tokenizer.load(str(stored))
   check_vocabulary(made, config)
   return made
@@ -112,7 +111,7 @@ def prepare_for(run, kinds: tuple[str, ...], stage: str = "") -> None:
           root=root)
       if is_new:
         print(prepare.format_report(report), end="\n\n", flush=True)
-    barrier(f"data {kind}")
+    distributed.barrier(f"data {kind}")
 
 
 def source_of(run, kind: str, stage: str) -> tuple[str, str]:
@@ -149,11 +148,3 @@ def cleaning_settings(config) -> cleaning.Settings:
       test_fraction=data.test_fraction,
       prompt_suffix=data.prompt_suffix,
       response_prefix=data.response_prefix)
-
-
-def barrier(name: str) -> None:
-  """All processes meet here; nothing happens with one."""
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices(name)
-
-

@@ -12,6 +12,7 @@ import traceback
 from typing import NoReturn
 
 import jax
+from jax.experimental import multihost_utils
 # Private, for the one thing that JAX does not offer: what it detects, before
 # it connects. Its own connecting aborts from C++ when somebody is missing.
 from jax._src import clusters
@@ -168,3 +169,9 @@ def reported() -> Iterator[None]:
       time.sleep(_CONSEQUENCE)
     traceback.print_exc()
     _watch.fail(f"{type(error).__name__}: {error}")
+
+
+def barrier(name: str) -> None:
+  """All processes meet here; nothing happens with one."""
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(name)

@@ -12,12 +12,11 @@ from typing import Any
 
 from etils import epath
 import jax
-from jax.experimental import multihost_utils
 import numpy as np
 import tensorboardX
 import tqdm
 
-from rlhf_jax import storage
+from rlhf_jax import distributed, storage
 
 _UPLOAD_SECONDS = 30.0
 
@@ -65,12 +64,11 @@ class Writer:
   def read(self, stage: str) -> list[dict[str, Any]]:
     """The rows of one stage; all processes call it, and see the same."""
     self.upload()
-    if jax.process_count() > 1:
-      multihost_utils.sync_global_devices(f"rows {stage}")
+    distributed.barrier(f"rows {stage}")
     return read(self._path.parent, stage)
 
   def _try_upload(self) -> None:
-    """What fails here is said and tried again: before a checkpoint it counts."""
+    """What fails is said and tried again: before a checkpoint it counts."""
     try:
       self.upload()
     except Exception as error:  # fsspec's kinds have no common base

@@ -10,8 +10,8 @@ import jax
 import ml_collections
 
 from rlhf_jax import (
-    checkpoint, collect, config as config_lib, datasets, metrics, sharding,
-    storage, streams, summaries,
+    checkpoint, collect, config as config_lib, datasets, distributed, metrics,
+    sharding, storage, streams, summaries,
 )
 from rlhf_jax.evals import stage as evaluate
 from rlhf_jax.run import Run
@@ -245,4 +245,4 @@ def run_stage(run: Run, stage: str) -> None:
       "tokenizer": run.tokenizer.digest,
       "figures": figures,
   })
-  datasets.barrier(f"done {stage}")
+  distributed.barrier(f"done {stage}")

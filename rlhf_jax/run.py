@@ -102,8 +102,8 @@ class Run:
 
     One of fewer rows than batch shards is filled up to a row each.
     """
-    size = max(batch_size, sharding.batch_shards(
-        self.mesh.shape, self.axis_rules))
+    size = sharding.filled_size(
+        batch_size, self.mesh.shape, self.axis_rules)
     return batches.Batches(
         examples, batch_size, filled_size=size, rows=self.rows_here(size))
 
@@ -127,9 +127,7 @@ class Run:
 
   def abstract(self, init, *args) -> Any:
     """What `init` would create, as ShapeDtypeStructs with shardings."""
-    shapes = jax.eval_shape(init, *args)
-    return sharding.abstract_with(shapes, sharding.shardings_for(
-        shapes, self.mesh, self.axis_rules))
+    return sharding.abstract_of(init, self.mesh, self.axis_rules, *args)
 
   def abstract_params(self, model) -> Any:
     return self.abstract(lambda: init_params(model, jax.random.key(0)))

@@ -289,6 +289,13 @@ def batch_size_for(
   return math.ceil(num_rows / shards) * shards
 
 
+def filled_size(
+    batch_size: int, mesh_shape: Mapping[str, int], axis_rules: AxisRules
+) -> int:
+  """Rows of a batch once one of fewer than batch shards is filled up."""
+  return max(batch_size, batch_shards(mesh_shape, axis_rules))
+
+
 def process_rows(
     mesh: Mesh, axis_rules: AxisRules, num_rows: int
 ) -> np.ndarray:
@@ -339,9 +346,16 @@ def init_sharded(
   Returns:
     (state, its shardings)
   """
-  abstract = jax.eval_shape(init, *args)
-  shardings = shardings_for(abstract, mesh, axis_rules)
+  shardings = shardings_of(abstract_of(init, mesh, axis_rules, *args))
   return jax.jit(init, out_shardings=shardings)(*args), shardings
+
+
+def abstract_of(
+    init: Callable[..., Any], mesh: Mesh, axis_rules: AxisRules, *args
+) -> Any:
+  """What `init(*args)` would give, as ShapeDtypeStructs with shardings."""
+  abstract = jax.eval_shape(init, *args)
+  return abstract_with(abstract, shardings_for(abstract, mesh, axis_rules))
 
 
 def in_place(function: Callable[[Any], Any], tree: Any) -> Any:

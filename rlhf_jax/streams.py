@@ -6,7 +6,6 @@ import functools
 from typing import Any
 import zlib
 
-import jax
 import numpy as np
 
 from rlhf_jax.config.names import MAX_RESPONSES

@@ -16,18 +16,6 @@ SECONDS = {"seconds", "train/ppo/rollout_seconds",
            "train/ppo/iteration_seconds"}
 
 
-def stop_at(stage, step):
-  """The machine is lost when the metrics of a step are written."""
-  write = metrics.Writer.write
-
-  def stop(self, name, now, values):
-    if (name, now) == (stage, step):
-      raise KeyboardInterrupt
-    write(self, name, now, values)
-
-  return mock.patch.object(metrics.Writer, "write", stop)
-
-
 def stop_collecting(groups):
   """The machine is lost after so many groups, each uploaded at once."""
   append, calls = collect.append_lines, []
@@ -67,7 +55,7 @@ def _calls(base, tmp_path_factory):
   lost machine had not uploaded is lost."""
   printed = []
   with pytest.MonkeyPatch.context() as monkeypatch:
-    for lost in (stop_collecting(2), stop_at("ppo", 2), None):
+    for lost in (stop_collecting(2), tiny_run.interrupt_at("ppo", 2), None):
       bucket.use_machine(monkeypatch, tmp_path_factory.mktemp("machine"))
       with contextlib.redirect_stdout(io.StringIO()) as out:
         if lost is None:

@@ -123,10 +123,7 @@ class SameNumbersTest(parameterized.TestCase):
 
   def setUp(self):
     super().setUp()
-    # as tiny.QUICK does, of the sampler's own jits as well
-    jax.config.update("jax_disable_most_optimizations", True)
-    self.addCleanup(
-        jax.config.update, "jax_disable_most_optimizations", False)
+    tiny.in_a_hurry(self)
 
   @parameterized.parameters(*CASES)
   def test_of_every_step(self, name, kind, num_parts, num_ptx_parts,

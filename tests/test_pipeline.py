@@ -359,18 +359,6 @@ def test_keys_of_stages_to_come_may_change(base, tmp_path):
 # ------------------------------------------------------------------ interrupted
 
 
-def interrupt_at(stage, step):
-  """Ctrl-C when the metrics of a step are written."""
-  write = metrics.Writer.write
-
-  def stop(self, name, now, values):
-    if (name, now) == (stage, step):
-      raise KeyboardInterrupt
-    write(self, name, now, values)
-
-  return mock.patch.object(metrics.Writer, "write", stop)
-
-
 def interrupt_before_done():
   """Ctrl-C when all is saved but the mark that says so."""
   return mock.patch.object(
@@ -441,11 +429,11 @@ def assert_same_result(stage, workdir, base):
 
 
 @pytest.mark.parametrize("stage, interruption, saved", [
-    ("pretrain", interrupt_at("pretrain", 12), [8]),
-    ("sft", interrupt_at("sft", 4), []),  # before the first checkpoint
+    ("pretrain", tiny_run.interrupt_at("pretrain", 12), [8]),
+    ("sft", tiny_run.interrupt_at("sft", 4), []),  # before the first checkpoint
     ("collect", interrupt_collecting(2), []),
-    ("rm", interrupt_at("rm", 3), [2]),
-    ("ppo", interrupt_at("ppo", 2), [1]),
+    ("rm", tiny_run.interrupt_at("rm", 3), [2]),
+    ("ppo", tiny_run.interrupt_at("ppo", 2), [1]),
 ])
 def test_an_interrupted_stage_ends_as_an_uninterrupted_one(
     base, tmp_path, stage, interruption, saved):

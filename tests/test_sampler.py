@@ -49,9 +49,7 @@ class DecodeLayoutTest(parameterized.TestCase):
 
   def setUp(self):
     super().setUp()
-    jax.config.update("jax_disable_most_optimizations", True)
-    self.addCleanup(
-        jax.config.update, "jax_disable_most_optimizations", False)
+    tiny.in_a_hurry(self)
 
   @parameterized.parameters(("fsdp_tensor", 2), ("all_axes", 1))
   def test_no_device_holds_a_whole(self, name, num_parts):

@@ -220,9 +220,7 @@ class MemoryTest(parameterized.TestCase):
 
   def test_eight_devices_hold_an_eighth_of_the_main_run(self):
     """Each at most a sixth: biases and scales are on every device."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    self.addCleanup(
-        jax.config.update, "jax_disable_most_optimizations", False)
+    tiny.in_a_hurry(self)
     config = ppo_ptx.get_config("mini")
     mesh = sharding.make_mesh(**config.mesh)
     self.assertEqual(dict(mesh.shape), {"data": 1, "fsdp": 8, "tensor": 1})

@@ -48,6 +48,12 @@ QUICK = {"xla_backend_optimization_level": 0,
 jit = functools.partial(jax.jit, compiler_options=QUICK)
 
 
+def in_a_hurry(test):
+  """Until the test ends all is compiled as `QUICK` asks, inner jits as well."""
+  jax.config.update("jax_disable_most_optimizations", True)
+  test.addCleanup(jax.config.update, "jax_disable_most_optimizations", False)
+
+
 def config(**changes) -> TransformerConfig:
   """The mini experiments' model, made smaller still."""
   sizes = common.model(common.MINI).to_dict() | dict(

@@ -13,6 +13,7 @@ import io
 import json
 import pathlib
 import tempfile
+from unittest import mock
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
@@ -20,6 +21,7 @@ import ml_collections
 
 from experiments import common
 from experiments import ppo_ptx
+from rlhf_jax import metrics
 from rlhf_jax import pipeline
 
 
@@ -119,6 +121,18 @@ def shrink(config: ml_collections.ConfigDict) -> None:
   config.evaluate.update(
       num_prompts=32, batch_size=32, pretrain_batch_size=16,
       max_pretrain_batches=1)
+
+
+def interrupt_at(stage: str, step: int):
+  """Ctrl-C, or a lost machine, when the metrics of a step are written."""
+  write = metrics.Writer.write
+
+  def stop(self, name, now, values):
+    if (name, now) == (stage, step):
+      raise KeyboardInterrupt
+    write(self, name, now, values)
+
+  return mock.patch.object(metrics.Writer, "write", stop)
 
 
 def only(stages: tuple[str, ...], **overrides) -> ml_collections.ConfigDict:

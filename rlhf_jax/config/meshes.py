@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator
 import math
-from typing import Any
 
 from rlhf_jax import sharding
 from rlhf_jax.config.names import Tree, active, kind_of, lm_streams, nearest
@@ -41,7 +40,7 @@ def _axis_rule_errors(name: str, rules) -> Iterator[str]:
     if logical not in sharding.LOGICAL_AXES:
       yield (f"{name} has unknown {logical!r}; the logical axes are "
              f"{sorted(sharding.LOGICAL_AXES)}.")
-    for axis in _as_tuple(axes):
+    for axis in sharding.mesh_axes([axes]):
       if axis not in sharding.MESH_AXES:
         yield (f"{name} maps {logical!r} to unknown {axis!r}; the mesh axes "
                f"are {sharding.MESH_AXES}.")
@@ -62,7 +61,7 @@ def _divides_errors(
         "vocab": ("vocab_size padded to vocab_multiple", rows),
     }
     for logical, axes in rules:
-      parts = math.prod(mesh[axis] for axis in _as_tuple(axes))
+      parts = math.prod(mesh[axis] for axis in sharding.mesh_axes([axes]))
       if logical in lengths and lengths[logical][1] % parts:
         key, length = lengths[logical]
         yield (
@@ -155,10 +154,6 @@ def _batch_errors(
         f"{_mesh_text(mesh)}); use e.g. {nearest(size, units[key])}, or fewer "
         f"parts: only mesh axes of 'batch' in {rules} cut a batch.")
     units.pop(key)  # one message a key: its way out suits all its rules
-
-
-def _as_tuple(axes: Any) -> tuple[str, ...]:
-  return (axes,) if isinstance(axes, str) else tuple(axes or ())
 
 
 def _mesh_text(mesh: dict[str, int]) -> str:

@@ -306,7 +306,6 @@ class Batches:
     is_own = np.asarray(self._rows) < self._batch_size
     return batch | {"row_mask": is_own & (np.asarray(indices) <= last)}
 
-
   def _training_row(self, n: int, row: int) -> dict[str, np.ndarray]:
     """Row `row` of batch `n`; past the batch's own, one that counts for
     nothing."""

@@ -128,9 +128,9 @@ class _Counter:
     for instruction in computation.values():
       here = self._scope_of(instruction) or scope
       if instruction.opcode == "while":
-        body = re.search(r"body=%?([\w.\-]+)", instruction.attributes)
         trips = hlo.trip_count(self._module, instruction, computation)
-        self.walk(walk, body.group(1), times * trips, here)
+        self.walk(
+            walk, instruction.callee("body"), times * trips, here)
       elif instruction.opcode in _CALLS:
         self.walk(walk, instruction.called[0], times, here)
       elif instruction.opcode == "conditional":

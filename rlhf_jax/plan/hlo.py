@@ -70,6 +70,10 @@ class Instruction:
     found = re.search(rf"\b{name}=([^ ]+?)(?:, |$)", self.attributes + ", ")
     return found.group(1) if found else None
 
+  def callee(self, role: str) -> str:
+    """The computation with that role, as the "body" of a loop."""
+    return self.attribute(role).lstrip("%")
+
   @property
   def called(self) -> list[str]:
     return _CALLED.findall(self.attributes)
@@ -165,12 +169,11 @@ def trip_count(module: Module, loop: Instruction, outer: Computation) -> int:
   known = re.search(r'known_trip_count":\{"n":"(\d+)"', loop.attributes)
   if known:
     return int(known.group(1))
-  condition = re.search(r"condition=%?([\w.\-]+)", loop.attributes).group(1)
-  body = re.search(r"body=%?([\w.\-]+)", loop.attributes).group(1)
   found = [
       max(0, -(-(bound - _start(outer, loop, place))
-               // _step(module[body], place)))
-      for place, bound in _bounds(module, module[condition], {}, {})]
+               // _step(module[loop.callee("body")], place)))
+      for place, bound in _bounds(
+          module, module[loop.callee("condition")], {}, {})]
   if not found:
     raise PlanError(f"no bound in the condition of the loop {loop.name}")
   return max(found)

@@ -101,7 +101,7 @@ class _Maker:
     weights = lm.stream_weights(settings)
     model = self._policy(settings.dropout_rate)
     tx = optimizer.cosine_adam(_ANY_STEPS, **settings.optimizer)
-    state, shardings = self._train_state(model, tx)
+    state = self._train_state(model, tx)
     batch, flops, tokens = {}, 0.0, 0
     for stream, key in lm_streams(settings.to_dict()).items():
       rows, length = self._filled(settings[key]), self._row_length(stream)
@@ -115,7 +115,7 @@ class _Maker:
     step = jax.jit(
         lm.make_lm_step(model, tx, weights=weights,
                         num_microbatches=settings.num_microbatches),
-        donate_argnums=0, out_shardings=(shardings, None))
+        donate_argnums=0, out_shardings=(sharding.shardings_of(state), None))
     yield Program(
         name=stage, function=step, args=(state, batch, self._key()),
         kinds={"parameters": state.params, "optimizer": state.opt_state,
@@ -128,7 +128,7 @@ class _Maker:
     settings, length = self._config[stage], self._config.rm_model.context_length
     model = self._scalar()
     tx = optimizer.cosine_adam(_ANY_STEPS, **settings.optimizer)
-    state, shardings = self._train_state(model, tx)
+    state = self._train_state(model, tx)
     responses = 2 if settings.batching == "pairs" else settings.max_responses
     blocks = self._filled(settings.batch_size)
     rows = (blocks, settings.block_rows, length)
@@ -143,7 +143,7 @@ class _Maker:
         rm.make_rm_step(model, tx, denominator=settings.denominator,
                         num_microbatches=settings.num_microbatches,
                         num_row_parts=settings.num_row_parts),
-        donate_argnums=0, out_shardings=(shardings, None))
+        donate_argnums=0, out_shardings=(sharding.shardings_of(state), None))
     num_rows = settings.batch_size * settings.block_rows
     yield Program(
         name=stage, function=step, args=(state, batch),
@@ -160,7 +160,7 @@ class _Maker:
     policy, critic = self._policy(0.0), self._scalar()
     txs = ppo.make_optimizers(settings, method)
     policy_params, critic_params = self._params(policy), self._params(critic)
-    state, shardings = self._placed(
+    state = self._abstract(
         functools.partial(ppo.init_state, tx=txs[0], critic_tx=txs[1],
                           kl_coef=method.kl_coef),
         policy_params, critic_params)
@@ -191,7 +191,7 @@ class _Maker:
     ptx = self._array((ptx_rows, windows), jnp.int32) if has_ptx else None
     step = jax.jit(
         ppo.make_ppo_step(policy, critic, *txs, method),
-        donate_argnums=0, out_shardings=(shardings, None))
+        donate_argnums=0, out_shardings=(sharding.shardings_of(state), None))
     yield Program(
         name=f"{stage}/step", function=step,
         args=(state, frozen, sampled, ptx, self._key()),
@@ -260,7 +260,7 @@ class _Maker:
     return jnp.bool_ if stream == "pretrain" else jnp.int32
 
   def _filled(self, rows: int) -> int:
-    return max(rows, sharding.batch_shards(self._mesh.shape, self._rules))
+    return sharding.filled_size(rows, self._mesh.shape, self._rules)
 
   def _array(self, shape, dtype):
     return jax.ShapeDtypeStruct(shape, dtype, sharding=self._rows)
@@ -270,27 +270,23 @@ class _Maker:
     return jax.ShapeDtypeStruct(
         key.shape, key.dtype, sharding=sharding.replicated(self._mesh))
 
-  def _placed(self, function, *args):
-    """(abstract result in its shards, those)."""
-    abstract = jax.eval_shape(function, *args)
-    shardings = sharding.shardings_for(abstract, self._mesh, self._rules)
-    return sharding.abstract_with(abstract, shardings), shardings
+  def _abstract(self, init, *args):
+    return sharding.abstract_of(init, self._mesh, self._rules, *args)
 
   def _params(self, model):
-    return self._placed(lambda: init_params(model, jax.random.key(0)))[0]
+    return self._abstract(lambda: init_params(model, jax.random.key(0)))
 
   def _train_state(self, model, tx):
-    return self._placed(lambda: train_state.create(
+    return self._abstract(lambda: train_state.create(
         init_params(model, jax.random.key(0)), tx))
 
   def _decode_copy(self, policy):
     decode = self._config.decode
-    abstract = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(decode.dtype)),
-        jax.eval_shape(lambda p: rollout.unstacked(p, policy.config.num_layers),
-                       self._params(policy)))
-    return sharding.abstract_with(abstract, sharding.shardings_for(
-        abstract, self._mesh, decode.axis_rules))
+    unstacked = lambda params: rollout.unstacked(
+        jax.tree.map(lambda x: x.astype(decode.dtype), params),
+        policy.config.num_layers)
+    return sharding.abstract_of(
+        unstacked, self._mesh, decode.axis_rules, self._params(policy))
 
 
 # ------------------------------------------------------------ model FLOPs

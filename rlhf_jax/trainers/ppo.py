@@ -570,12 +570,11 @@ def restore(saved, abstract: PPOState) -> tuple[PPOState, Any]:
 
 def figures(run: Run, stage: str, config, unit: float) -> dict[str, Any]:
   """What done.json says of the stage: the mean of its last iterations."""
-  rows = run.writer.read(stage)[-10:]
-  mean = lambda name: float(np.mean([r[name] for r in rows]))
+  rows = run.writer.read(stage)
+  mean = lambda name: float(np.mean([r[name] for r in rows[-10:]]))
   names = ("train/ppo/score", "train/ppo/kl", "train/ppo/response_length",
            "train/ppo/ended", "train/critic/explained_variance")
-  worst = max(r["train/ppo/first_ratio_deviation"]
-              for r in run.writer.read(stage))
+  worst = max(r["train/ppo/first_ratio_deviation"] for r in rows)
   return {"iterations": config.num_iters, "score_unit": unit,
           "first_ratio_deviation_max": worst,
           **{name.rsplit("/", 1)[1]: mean(name) for name in names}}
