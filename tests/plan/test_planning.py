@@ -6,14 +6,19 @@ import re
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
+from jax.sharding import SingleDeviceSharding
 import numpy as np
 import pytest
 
 from experiments import ppo_ptx
 from rlhf_jax.config import ConfigError
 from rlhf_jax.plan import chips
+from rlhf_jax.plan import compiling
 from rlhf_jax.plan import costs
 from rlhf_jax.plan import planning
+from rlhf_jax.plan import programs
 from rlhf_jax.plan import report
 from rlhf_jax.plan import search
 from rlhf_jax.plan.chips import PlanError
@@ -109,6 +114,28 @@ def test_what_does_not_fit_is_named_and_mended():
   assert found.fits, said
   assert overrides["pretrain.num_microbatches"] > 1
   assert found.phases[0].total_bytes < plan.phases[0].total_bytes
+
+
+@pytest.mark.parametrize("message", [
+    "RESOURCE_EXHAUSTED: ... HLO temporaries (24.00G) exceeds available HBM "
+    "(15.75G).",
+    "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 24.00G of "
+    "15.75G hbm."])
+def test_what_the_compiler_needs_has_the_arguments_in_it(message, tmp_path):
+  held = jax.ShapeDtypeStruct((2**20, 1024), jnp.float32,  # 4 GiB
+                              sharding=SingleDeviceSharding(jax.devices()[0]))
+  program = programs.Program(
+      name="p", function=None, args=(held,), kinds={"parameters": held},
+      resident={}, phases=(), runs=0)
+  found = compiling._refused(program, message, str(tmp_path), 1.0)
+  sizes = planning.bytes_by_kind(program, found)
+  assert sizes["parameters"] == 4 * chips.GIB
+  assert sum(sizes.values()) == 24 * chips.GIB
+
+
+def test_other_failures_of_the_compiler_are_not_taken_for_that(tmp_path):
+  with pytest.raises(PlanError, match="the compiler failed: INTERNAL: no"):
+    compiling._refused(None, "INTERNAL: no", str(tmp_path), 1.0)
 
 
 @pytest.mark.parametrize("name, message", [
