@@ -101,6 +101,7 @@ def base(name: str, size: str, stages: tuple[str, ...]) -> ConfigDict:
       data=data(size),
       smallworld=smallworld(),
       labelers=labelers(),
+      guards=guards(size),
   ))
 
 
@@ -198,6 +199,39 @@ def labelers() -> dict:
       noise_sd=0.22,  # of a training labeler's one rating
       heldout_noise_sd=0.17,  # of a held-out labeler's
       tie_margin=0.08,
+  )
+
+
+def guards(size: str) -> dict:
+  """What must not pass in silence in training: rlhf_jax/guards.py, and
+  docs/reliability.md on what each means."""
+  in_float32 = size == MINI
+  return dict(
+      actions=dict(  # "stop" | "warn" | "off"
+          not_finite="stop",
+          skipped="warn",
+          negative_kl="stop",
+          large_kl="stop",
+          first_ratio="stop",
+          clip_frac="warn",
+          ended="warn",
+          over_optimised="warn",
+          sampler_drift="stop",
+          recompiled="warn",
+          repeated_batch="stop",
+      ),
+      limits=dict(
+          skipped_updates=8,  # in a row
+          max_kl=100.0,  # nats a response
+          kl_standard_errors=5.0,  # below zero
+          first_ratio_deviation=1e-3 if in_float32 else 0.1,
+          max_clip_frac=0.3,
+          unclipped_iters=50,
+          min_ended=0.5,
+          sampler_drift=1e-4 if in_float32 else 0.05,  # mean, nats a token
+          gold_fall=0.1,
+          distinct_fall=0.4,
+      ),
   )
 
 
@@ -303,6 +337,8 @@ def language_model(*, size: str, **settings) -> dict:
       every_eval_steps=250 if mini else 500,
       every_save_steps=200 if mini else 500,
       keep_checkpoints=2,
+      # ("min" or "max", metric of the steps that are saved): that one as well
+      keep_best=(),
       **settings,
   )
 
@@ -372,6 +408,7 @@ def rm(size: str) -> dict:
       every_log_steps=5,
       every_save_steps=50,
       keep_checkpoints=2,
+      keep_best=(),
       optimizer=adam(learning_rate=1e-3 if mini else 9e-6,
                      final_fraction=0.1, warmup_steps=0),
   )
@@ -445,6 +482,7 @@ def ppo(size: str, *, ptx_coef: float) -> dict:
       critic_optimizer=adam(learning_rate=critic_rate, **warmup),
       every_save_steps=20,
       keep_checkpoints=2,
+      keep_best=("max", "train/ppo/score"),
   )
 
 

@@ -2,9 +2,13 @@
 
 Separate items make "load only the policy's parameters" an ordinary restore.
 Arrays are restored straight into the shards that their abstract twins name.
+Beside them is `meta`: what the arrays held when they were saved (see
+`fingerprints`), by which every restore is checked, and all else that goes on
+from a step: streams, key, settings, versions.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+import hashlib
 import json
 from typing import Any
 
@@ -12,7 +16,7 @@ from etils import epath
 import jax
 import orbax.checkpoint as ocp
 
-from rlhf_jax import storage
+from rlhf_jax import fingerprints, storage
 
 preservation_policy = ocp.checkpoint_managers.preservation_policy
 META = "meta"
@@ -22,22 +26,43 @@ class CheckpointError(RuntimeError):
   """A checkpoint is missing or does not fit."""
 
 
+class DamagedError(CheckpointError):
+  """A checkpoint does not hold what was saved."""
+
+
 class Checkpoints:
   """The checkpoints of one stage; use as a context so that saves finish."""
 
   def __init__(
-      self, directory: epath.PathLike, *, keep: int, keep_every: int = 0):
-    """Keeps the newest `keep`, and the multiples of `keep_every` if any."""
+      self, directory: epath.PathLike, *, keep: int, keep_every: int = 0,
+      keep_best: Sequence[str] = ()):
+    """For saving.
+
+    Args:
+      directory: of this stage alone.
+      keep: how many of the newest are kept.
+      keep_every: and all multiples of so many steps, if any.
+      keep_best: and the best one by ("min" or "max", metric), if given: of
+        those saved at a step that measured it.
+    """
     self.directory = storage.absolute(directory)
+    self._keep_best = tuple(keep_best)
     policies = [preservation_policy.LatestN(keep)]
     if keep_every:
       policies.append(preservation_policy.EveryNSteps(keep_every))
+    best = {}
+    if keep_best:
+      best = dict(best_fn=lambda values: values["value"],
+                  best_mode=keep_best[0])
+      policies.append(preservation_policy.BestN(
+          get_metric_fn=best["best_fn"], n=1, reverse=keep_best[0] == "min",
+          keep_checkpoints_without_metrics=False))
     self._manager = ocp.CheckpointManager(
         self.directory,
         options=ocp.CheckpointManagerOptions(
             preservation_policy=(
-                preservation_policy.AnyPreservationPolicy(policies))),
-    )
+                preservation_policy.AnyPreservationPolicy(policies)),
+            cleanup_tmp_directories=True, **best))
 
   def __enter__(self):
     return self
@@ -50,11 +75,29 @@ class Checkpoints:
     """The newest step saved, 0 where there is none."""
     return self._manager.latest_step() or 0
 
-  def save(self, step: int, items: Mapping[str, Any], meta: Mapping) -> None:
-    """Saves asynchronously; a half-written step is never the latest."""
-    self._manager.save(step, args=ocp.args.Composite(
+  def save(
+      self, step: int, items: Mapping[str, Any], meta: Mapping[str, Any],
+      values: Mapping[str, float] | None = None,
+  ) -> None:
+    """Saves asynchronously; a half-written step is never the latest.
+
+    Args:
+      step: its number.
+      items: name -> tree of arrays.
+      meta: what JSON can hold.
+      values: metrics of this step, for `keep_best`.
+    """
+    arrays = {name: fingerprints.of(tree) for name, tree in items.items()}
+    metrics = None
+    if self._keep_best and self._keep_best[1] in (values or {}):
+      metrics = {"value": float(values[self._keep_best[1]])}
+    self._manager.save(step, metrics=metrics, args=ocp.args.Composite(
         **{name: ocp.args.StandardSave(tree) for name, tree in items.items()},
-        **{META: ocp.args.JsonSave(dict(meta))}))
+        **{META: ocp.args.JsonSave(_sealed({"arrays": arrays, **meta}))}))
+
+  def wait(self) -> None:
+    """Returns when what is being saved is there."""
+    self._manager.wait_until_finished()
 
   @property
   def steps(self) -> list[int]:
@@ -63,12 +106,12 @@ class Checkpoints:
 
   def finished_steps(self) -> list[int]:
     """All steps that are kept, once what is being saved is there."""
-    self._manager.wait_until_finished()
+    self.wait()
     return self.steps
 
   def keep_only(self, steps: Collection[int]) -> None:
     """Deletes all others, once what is being saved is there."""
-    self._manager.wait_until_finished()
+    self.wait()
     for step in set(self.steps) - set(steps):
       self._manager.delete(step)
 
@@ -83,19 +126,137 @@ class Checkpoints:
 
     Raises:
       CheckpointError: there is no checkpoint, or an item does not fit.
+      DamagedError: it does not hold what was saved; the message names what is
+        damaged, and the newest older step that is whole.
     """
-    step = self._manager.latest_step() if step is None else step
-    if step is None:
+    self.wait()
+    wanted = self._manager.latest_step() if step is None else step
+    if wanted is None:
       raise CheckpointError(f"no checkpoint in {self.directory}")
     try:
-      restored = self._manager.restore(step, args=ocp.args.Composite(**{
-          name: ocp.args.StandardRestore(tree)
-          for name, tree in items.items()}))
-    except (ValueError, KeyError, FileNotFoundError) as error:
-      raise CheckpointError(
-          f"{self.directory}, step {step}: items {sorted(items)} do not fit "
-          f"this run's model ({error})") from error
-    return {name: restored[name] for name in items}
+      return self._whole(items, wanted)
+    except DamagedError as error:
+      raise DamagedError(f"{error}\n{self._way_out(items, wanted)}") from error
+
+  def meta(self, step: int) -> dict[str, Any]:
+    """What was saved beside the arrays of a step.
+
+    Raises:
+      DamagedError: it is missing, or not what was saved.
+    """
+    return _opened(
+        self._read(step, META, ocp.args.JsonRestore()), self._place(step, META))
+
+  def _whole(self, items, step: int) -> dict[str, Any]:
+    """Items of a step that are what was saved.
+
+    Raises:
+      CheckpointError: they are not of this run's model, or damaged.
+    """
+    saved = self.meta(step)["arrays"]
+    found = {}
+    for name, abstract in items.items():
+      place = self._place(step, name)
+      if name not in saved:
+        raise CheckpointError(
+            f"{place}: there is no such item, only {', '.join(sorted(saved))}")
+      _check_fit(saved[name], fingerprints.kinds(abstract), place)
+      found[name] = self._read(step, name, ocp.args.StandardRestore(abstract))
+      _check_content(saved[name], fingerprints.of(found[name]), place)
+    return found
+
+  def _read(self, step: int, name: str, args: Any) -> Any:
+    """One item, unchecked.
+
+    Raises:
+      DamagedError: it is missing, or cannot be read.
+    """
+    place = self._place(step, name)
+    if not (self.directory / str(step) / name).exists():
+      raise DamagedError(f"{place}: the item is missing")
+    try:
+      return self._manager.restore(
+          step, args=ocp.args.Composite(**{name: args}))[name]
+    except jax.errors.JaxRuntimeError:
+      raise  # of the device, as when its memory is full
+    except Exception as error:  # of orbax and tensorstore: no common base
+      raise DamagedError(
+          f"{place}: cannot be read ({_first_lines(error)})") from error
+
+  def _place(self, step: int, name: str) -> str:
+    return f"{self.directory / str(step)}, item {name!r}"
+
+  def _way_out(self, items, damaged: int) -> str:
+    """What can be done where a step is damaged."""
+    older = [step for step in reversed(self.steps) if step < damaged]
+    again = (f"remove {self.directory.parent} so that the stage starts again")
+    if jax.process_count() > 1:  # not all may have come to this error
+      return (f"Remove that step's folder to go on from the one before (there "
+              f"are {older or 'none'}), or {again}.")
+    spoilt = [damaged]
+    for step in older:
+      try:
+        self._whole(items, step)
+        folders = ", ".join(
+            str(self.directory / str(number)) for number in spoilt)
+        return (f"The newest older checkpoint that is whole is step {step}. To "
+                f"go on from there remove {folders}, and give the same command "
+                f"again; or {again}.")
+      except DamagedError:
+        spoilt.append(step)
+    return f"There is no older checkpoint that is whole: {again}."
+
+
+def _check_fit(saved: Mapping[str, str], wanted: Mapping[str, str], place: str):
+  """Raises a CheckpointError where arrays are of other names or shapes."""
+  kinds = {name: text.rpartition(" ")[0] for name, text in saved.items()}
+  if kinds == wanted:
+    return
+  differing = [
+      f"{name}: {kinds.get(name, 'not there')}, this run's model has "
+      f"{wanted.get(name, 'none')}"
+      for name in sorted(kinds.keys() | wanted.keys())
+      if kinds.get(name) != wanted.get(name)]
+  more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+  raise CheckpointError(
+      f"{place} does not fit this run's model: {'; '.join(differing[:3])}"
+      f"{more}. Give the settings it was made with, or another --workdir.")
+
+
+def _check_content(saved: Mapping[str, str], found: Mapping[str, str],
+                   place: str):
+  differing = [name for name in saved if saved[name] != found[name]]
+  if differing:
+    raise DamagedError(
+        f"{place}: {', '.join(differing[:3])} "
+        f"{'is' if len(differing) == 1 else 'are'} not what was saved: the "
+        "bytes on the disk have changed")
+
+
+def _sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+  """The content with its own digest."""
+  return {"content": dict(content), "sha256": _sha256(content)}
+
+
+def _opened(sealed: Any, place: str) -> dict[str, Any]:
+  """The content of `_sealed`.
+
+  Raises:
+    DamagedError: it has changed.
+  """
+  if not isinstance(sealed, dict) or set(sealed) != {"content", "sha256"} or (
+      sealed["sha256"] != _sha256(sealed["content"])):
+    raise DamagedError(f"{place} is not what was saved")
+  return sealed["content"]
+
+
+def _sha256(content: Any) -> str:
+  return hashlib.sha256(
+      json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _first_lines(error: Exception) -> str:
+  return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def restore_item(
@@ -106,7 +267,8 @@ def restore_item(
   another stage.
 
   Raises:
-    CheckpointError: nothing is there.
+    CheckpointError: nothing is there, or it does not fit.
+    DamagedError: it is not what was saved.
   """
   directory = storage.absolute(directory)
   if not directory.exists():
@@ -114,8 +276,17 @@ def restore_item(
         f"{directory} does not exist: run the stage "
         f"{directory.parent.name!r} first, or name another run's in "
         f"config.inputs.{directory.parent.name}.")
-  with Checkpoints(directory, keep=1_000_000) as checkpoints:
+  with Reader(directory) as checkpoints:
     return checkpoints.restore({name: abstract}, step)[name]
+
+
+class Reader(Checkpoints):
+  """Checkpoints that are read only: another run may be writing them."""
+
+  def __init__(self, directory: epath.PathLike):
+    self.directory = storage.absolute(directory)
+    self._manager = ocp.CheckpointManager(
+        self.directory, options=ocp.CheckpointManagerOptions(create=False))
 
 
 def exists(directory: epath.PathLike) -> bool:

@@ -26,8 +26,8 @@ from etils import epath
 import jax
 
 from rlhf_jax import (
-    checkpoint, distributed, handoff, labelers, metrics, sampler, sharding,
-    storage,
+    checkpoint, distributed, handoff, interruption, labelers, metrics, sampler,
+    sharding, storage,
 )
 from rlhf_jax.config.names import EXPORT, RANKED, SMALLWORLD, asks_people
 from rlhf_jax.data import records
@@ -142,6 +142,7 @@ def sample(run: Run, stage: str, tasks: Sequence[Task]) -> list[Answer]:
       answer = make_answer(run, stage)
       with metrics.Progress(stage, done, len(groups), "batch") as progress:
         for group in groups[done:]:
+          interruption.check(stage)
           append_lines(file, answer(group))
           progress.update()
   file.upload()

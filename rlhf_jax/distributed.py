@@ -3,9 +3,11 @@
 A run of one process needs none of this, and nothing here happens in it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
+import ctypes
 import dataclasses
+import signal
 import sys
 import time
 import traceback
@@ -17,7 +19,7 @@ from jax.experimental import multihost_utils
 # it connects. Its own connecting aborts from C++ when somebody is missing.
 from jax._src import clusters
 
-from rlhf_jax import rendezvous, watch
+from rlhf_jax import exits, interruption, rendezvous, watch
 from rlhf_jax.rendezvous import StartError
 
 # Seconds for whom the watch cannot see: a process that stands still.
@@ -124,26 +126,49 @@ def start(cluster: Cluster, timeout: float) -> None:
         cluster.host, cluster.port, cluster.num_processes,
         cluster.process_id, timeout)
   _watch = made
-  # Its handler would take SIGTERM, and the run would go on until it is killed.
-  jax.config.update("jax_enable_preemption_service", False)
+  jax.config.update("jax_enable_preemption_service", True)
   jax.distributed.initialize(
       address, cluster.num_processes, cluster.process_id,
       local_device_ids=cluster.local_device_ids,
       initialization_timeout=int(timeout), coordinator_bind_address=(
           f"[::]:{address.rpartition(':')[2]}"),
       heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT)
-  made.heed_signals()
+  # after JAX has set its own handler, which this one calls
+  interruption.heed_signals(tell_others=_jax_handler())
   if cluster.process_id == 0:
     print(f"{cluster.num_processes} processes after "
           f"{time.monotonic() - began:.1f} s", flush=True)
 
 
+def _jax_handler() -> Callable[[], None]:
+  """What JAX's preemption service does at SIGTERM: it has set a handler in C,
+  which Python's would displace unheard."""
+  libc = ctypes.CDLL(None)
+  libc.signal.restype = ctypes.c_void_p
+  libc.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
+  address = libc.signal(signal.SIGTERM, None)
+  libc.signal(signal.SIGTERM, address)
+  if not address:
+    raise RuntimeError(
+        f"JAX {jax.__version__} has set no handler for SIGTERM: its preemption "
+        "service works in another way than 0.10's")
+  handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(address)
+  return lambda: handler(signal.SIGTERM)
+
+
 def refuse(message: str) -> NoReturn:
-  """Ends for an error that a person can mend: status 2, no traceback."""
+  """Ends for an error that a person can mend: no traceback."""
   if _watch is not None:
     _watch.refuse(message)
   print(f"\nerror: {message}", file=sys.stderr)
-  sys.exit(2)
+  sys.exit(exits.REFUSED)
+
+
+def leave(message: str, status: int) -> NoReturn:
+  """Ends where all processes end, none for the fault of another."""
+  if jax.process_index() == 0:
+    print(f"\n{message}", file=sys.stderr, flush=True)
+  sys.exit(status)
 
 
 @contextlib.contextmanager
@@ -157,7 +182,7 @@ def reported() -> Iterator[None]:
   except SystemExit as stop:
     if _watch is None:
       raise
-    if stop.code:
+    if stop.code not in (None, 0, *exits.TOGETHER):
       _watch.fail(f"it ended with status {stop.code}")
     _watch.finish()
     jax.distributed.shutdown()

@@ -15,8 +15,8 @@ from absl import logging
 from etils import epath
 
 from rlhf_jax import (
-    checkpoint, command, compilation, config, distributed, handoff,
-    host_memory, metrics, pipeline, storage,
+    checkpoint, command, compilation, config, distributed, exits, guards,
+    handoff, host_memory, interruption, metrics, pipeline, storage,
 )
 from rlhf_jax.data.records import DataError
 
@@ -62,6 +62,11 @@ def main(argv):
     metrics.say(f"\n{waiting}")
   except _USER_ERRORS as error:
     distributed.refuse(str(error))
+  except interruption.Interrupted as stop:
+    distributed.leave(
+        f"ended as asked. {stop}; the same command goes on", stop.status)
+  except guards.GuardError as error:
+    distributed.leave(f"error: {error}", exits.STOPPED)
 
 
 def parse_flags(argv):
@@ -89,7 +94,9 @@ def start_processes(argv):
           "--distributed detects what --coordinator, --num_processes and "
           "--process_id say; give one or the other")
     cluster = distributed.detected(_START_TIMEOUT.value)
-  if cluster is not None:
+  if cluster is None:
+    interruption.heed_signals()
+  else:
     distributed.start(cluster, _START_TIMEOUT.value)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import tensorboardX
 import tqdm
 
-from rlhf_jax import distributed, storage
+from rlhf_jax import distributed, interruption, storage
 
 _UPLOAD_SECONDS = 30.0
 
@@ -27,7 +27,9 @@ class Writer:
   def __init__(self, workdir: epath.PathLike):
     self._path = epath.Path(workdir) / "metrics.jsonl"
     self._rows = storage.Growing(self._path)
+    self._notes = storage.Growing(epath.Path(workdir) / "guards.jsonl")
     self._events = storage.Growing(epath.Path(workdir) / "tensorboard")
+    self._resumed_at: dict[str, int] = {}
     self._start = time.monotonic()
     self._boards: dict[str, tensorboardX.SummaryWriter] = {}
     self._is_writer = jax.process_index() == 0
@@ -40,26 +42,38 @@ class Writer:
       return
     row = {"stage": stage, "step": int(step),
            "seconds": round(time.monotonic() - self._start, 3)}
-    # NaN is not JSON: written as null, so that the line stays readable.
-    row |= {k: v if math.isfinite(v) else None for k, v in values.items()}
+    row |= as_json(values)
     self._rows.append(json.dumps(row) + "\n")
     if stage not in self._boards:
+      # hides what a killed run wrote after the step it is resumed from
       self._boards[stage] = tensorboardX.SummaryWriter(
-          str(self._events.here / stage))
+          str(self._events.here / stage),
+          purge_step=self._resumed_at.get(stage, 0) + 1)
     for name, value in values.items():
       self._boards[stage].add_scalar(name, value, step)
     if self._rows.is_due(_UPLOAD_SECONDS):
       self._try_upload()
 
+  def note(self, stage: str, step: int, guard: str, message: str) -> None:
+    """What a guard has to say: printed, and a line of guards.jsonl."""
+    if not self._is_writer:
+      return
+    print(f"\nwarning: {stage}, step {step} ({guard}): {message}",
+          file=sys.stderr, flush=True)
+    self._notes.append(json.dumps(
+        {"stage": stage, "step": step, "guard": guard, "message": message})
+        + "\n")
+
   def rewind(self, stage: str, step: int) -> None:
     """Drops a stage's rows after `step`: a resumed stage writes them anew."""
-    if not self._is_writer or not self._rows.here.exists():
+    self._resumed_at[stage] = max(step, 0)
+    if not self._is_writer:
       return
-    kept = [
-        line for line in self._rows.here.read_text().splitlines()
-        if not _is_after(line, stage, step)
-    ]
-    self._rows.rewrite("".join(line + "\n" for line in kept))
+    for file in (self._rows, self._notes):
+      if file.here.exists():
+        kept = [line for line in file.here.read_text().splitlines()
+                if not _is_after(line, stage, step)]
+        file.rewrite("".join(line + "\n" for line in kept))
 
   def read(self, stage: str) -> list[dict[str, Any]]:
     """The rows of one stage; all processes call it, and see the same."""
@@ -83,6 +97,7 @@ class Writer:
     for board in self._boards.values():
       board.flush()
     self._rows.upload()
+    self._notes.upload()
     self._events.upload()
 
   def close(self, *, is_failing: bool = False) -> None:
@@ -94,6 +109,11 @@ class Writer:
       self._try_upload()
     else:
       self.upload()
+
+
+def as_json(values: Mapping[str, float]) -> dict[str, float | None]:
+  """NaN is not JSON: written as null, so that a line stays readable."""
+  return {k: float(v) if math.isfinite(v) else None for k, v in values.items()}
 
 
 def _is_after(line: str, stage: str, step: int) -> bool:
@@ -108,6 +128,14 @@ def read(workdir: epath.PathLike, stage: str) -> list[dict[str, Any]]:
   """The rows of one stage."""
   lines = (epath.Path(workdir) / "metrics.jsonl").read_text().splitlines()
   return [r for r in map(json.loads, lines) if r["stage"] == stage]
+
+
+def read_notes(workdir: epath.PathLike) -> list[dict[str, Any]]:
+  """What guards had to say in a run."""
+  path = epath.Path(workdir) / "guards.jsonl"
+  if not path.exists():
+    return []
+  return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 class Progress:
@@ -144,8 +172,9 @@ def should_run(step: int, every: int, last: int) -> bool:
 
 
 def track(stage: str, items: list, unit: str) -> Iterator[Any]:
-  """Iterates with a progress bar."""
+  """Iterates with a progress bar; before each item is a safe point."""
   with Progress(stage, 0, len(items), unit) as progress:
     for item in items:
+      interruption.check(stage)
       yield item
       progress.update()

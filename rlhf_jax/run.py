@@ -76,6 +76,11 @@ class Run:
     """A prompt as the models read it, its suffix included."""
     return self.tokenizer.encode(prompt + self.config.data.prompt_suffix)
 
+  def prompt_text(self, tokens) -> str:
+    """The inverse of `prompt_tokens`."""
+    return self.tokenizer.decode(tokens).removesuffix(
+        self.config.data.prompt_suffix)
+
   def response_tokens(self, response: str) -> list[int]:
     """A response as the models read it, with its end token where that fits."""
     tokens = self.tokenizer.encode(self.config.data.response_prefix + response)

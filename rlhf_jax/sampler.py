@@ -111,12 +111,16 @@ def _gather(mesh):
   return jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))
 
 
+def to_host(run: Run, sampled: Rollout) -> Rollout:
+  """A rollout whole as NumPy arrays, on every process."""
+  return jax.device_get(_gather(run.mesh)(sampled))
+
+
 def to_responses(run: Run, sampled: Rollout) -> list[Response]:
   """The responses of a rollout as text, on every process."""
-  tokens, mask = jax.device_get(_gather(run.mesh)(
-      (sampled.response_tokens, sampled.response_mask)))
+  whole = to_host(run, sampled)
   responses = []
-  for row, real in zip(tokens, mask):
+  for row, real in zip(whole.response_tokens, whole.response_mask):
     row = row[real]
     ended = bool(len(row)) and int(row[-1]) == run.tokenizer.eos_id
     text = run.tokenizer.decode(row.tolist()).strip()

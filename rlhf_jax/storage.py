@@ -7,10 +7,12 @@ machine, which may be lost at any time: the bucket has all that counts.
 """
 
 import base64
+from collections.abc import Mapping
 import errno
 import functools
 import hashlib
 import importlib.util
+import io
 import os
 import re
 import time
@@ -18,6 +20,7 @@ import uuid
 
 from etils import epath
 import fsspec
+import numpy as np
 
 # What other processes write must be seen: nothing listed is remembered.
 fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
@@ -130,6 +133,16 @@ def write_text(path: epath.PathLike, text: str) -> None:
   partial = path.with_name(path.name + ".partial")
   partial.write_text(text)
   partial.replace(path)
+
+
+def write_arrays(
+    path: epath.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
+  """Writes an .npz file; to be read with allow_pickle=False."""
+  content = io.BytesIO()
+  np.savez_compressed(content, **arrays)
+  path = epath.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_bytes(content.getvalue())
 
 
 class Growing:

@@ -1,19 +1,15 @@
 """The batches of each kind that trainers and evaluators ask for by number."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 import dataclasses
 import functools
 from typing import Any
 import zlib
 
-import numpy as np
-
 from rlhf_jax.config.names import MAX_RESPONSES
 from rlhf_jax.data import batches, sources, splits
 from rlhf_jax.data.records import DataError
 from rlhf_jax.run import Run
-
-BatchAt = Callable[[int], dict[str, np.ndarray]]
 
 
 def pretrain(
@@ -213,17 +209,11 @@ def labeler_groups(
   return [frozenset(ids[index::count]) for index in range(count)]
 
 
-def prompts(run: Run, stage: str, batch_size: int) -> BatchAt:
-  """Training prompts, left-padded, with the row ids of their noise."""
-  at = run.batches(
+def prompts(run: Run, stage: str, batch_size: int) -> batches.Batches:
+  """Training prompts, left-padded."""
+  return run.batches(
       batches.prompt_examples(
           run.source("prompts", "train"), run.data_seed(stage, "prompts"),
           prompt_length=run.prompt_length,
           pad_id=run.config.model.vocab_size),
       batch_size)
-  rows = run.rows_here(batch_size).astype(np.int32)
-
-  def with_row_ids(number):
-    return {**at(number), "row_ids": number * batch_size + rows}
-
-  return with_row_ids

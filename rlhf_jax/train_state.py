@@ -1,6 +1,7 @@
 """The state of a training loop, and gradients accumulated over microbatches."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+import dataclasses
 from typing import Any
 
 import flax.struct
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rlhf_jax import sharding
+from rlhf_jax import tree
 from rlhf_jax.sharding import constrain
 
 
@@ -17,39 +18,96 @@ class TrainState:
   """One model in training."""
 
   step: jax.Array  # int32 scalar: optimizer steps done
+  skipped: jax.Array  # int32 scalar: updates not applied so far
+  skipped_in_a_row: jax.Array  # int32 scalar: up to the newest
   params: Any
   opt_state: Any
 
 
 def create(params: Any, tx: optax.GradientTransformation) -> TrainState:
   return TrainState(
-      step=jnp.zeros((), jnp.int32), params=params, opt_state=tx.init(params))
+      step=jnp.zeros((), jnp.int32), **no_skips(), params=params,
+      opt_state=tx.init(params))
+
+
+@flax.struct.dataclass
+class Update:
+  """An optimizer update; the trees are the old ones where it is not applied."""
+
+  params: Any
+  opt_state: Any
+  grad_norm: jax.Array  # float32 scalar, before clipping
+  is_applied: jax.Array  # bool scalar
 
 
 def apply_gradients(
-    params: Any, opt_state: Any, grads: Any, tx: optax.GradientTransformation
-) -> tuple[Any, Any]:
-  """One optimizer update: (params, opt_state)."""
-  updates, opt_state = tx.update(grads, opt_state, params)
-  return optax.apply_updates(params, updates), opt_state
+    params: Any, opt_state: Any, grads: Any,
+    tx: optax.GradientTransformation, loss: jax.Array,
+) -> Update:
+  """One optimizer update, or none where the loss, a gradient or a resulting
+  parameter is not finite: one bad batch must not end in the parameters."""
+  grad_norm = tree.global_norm(grads)
+  updates, new_opt_state = tx.update(grads, opt_state, params)
+  new_params = optax.apply_updates(params, updates)
+  is_applied = jnp.isfinite(
+      jnp.stack([loss, grad_norm, tree.global_norm(new_params)])).all()
+  params, opt_state = jax.tree.map(
+      lambda new, old: jnp.where(is_applied, new, old),
+      (new_params, new_opt_state), (params, opt_state))
+  return Update(params, opt_state, grad_norm, is_applied)
 
 
-def save(saved: Any, step: int, state: TrainState) -> None:
-  """Saves the state's parts as separate items of `saved` (Checkpoints)."""
-  saved.save(
-      step, {"params": state.params, "opt_state": state.opt_state},
-      {"next_batch": step})
+def update(
+    state: TrainState, grads: Any, tx: optax.GradientTransformation,
+    loss: jax.Array,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+  """(the state a step later, what metrics.jsonl says of the update)."""
+  done = apply_gradients(state.params, state.opt_state, grads, tx, loss)
+  skips = count_skips(state, done.is_applied)
+  state = TrainState(
+      step=state.step + 1, **skips, params=done.params,
+      opt_state=done.opt_state)
+  return state, {"train/grad_norm": done.grad_norm, **skip_values(state)}
 
 
-def restore(saved: Any, abstract: TrainState) -> tuple[TrainState, Any]:
-  """(the newest saved state, its shardings), straight into its shards.
+def no_skips() -> dict[str, jax.Array]:
+  """The counters of a state at the start."""
+  return {"skipped": jnp.zeros((), jnp.int32),
+          "skipped_in_a_row": jnp.zeros((), jnp.int32)}
 
-  No state is created first: two would need twice the memory.
-  """
-  items = saved.restore(
-      {"params": abstract.params, "opt_state": abstract.opt_state})
-  step = jax.device_put(jnp.int32(saved.latest_step), abstract.step.sharding)
-  return TrainState(step=step, **items), sharding.shardings_of(abstract)
+
+def count_skips(state: Any, is_applied: jax.Array) -> dict[str, jax.Array]:
+  """The counters after one more update."""
+  return {
+      "skipped": state.skipped + ~is_applied,
+      "skipped_in_a_row": jnp.where(
+          is_applied, 0, state.skipped_in_a_row + 1)}
+
+
+def skip_values(state: Any) -> dict[str, jax.Array]:
+  """What metrics.jsonl says of them."""
+  return {"train/skipped": state.skipped,
+          "train/skipped_in_a_row": state.skipped_in_a_row}
+
+
+_SCALARS = "scalars"
+
+
+def to_items(state: Any) -> dict[str, Any]:
+  """What a checkpoint holds of a state: an item a field, and the counters and
+  coefficients together in one."""
+  fields = {field.name: getattr(state, field.name)
+            for field in dataclasses.fields(state)}
+  scalars = {name for name, value in fields.items() if hasattr(value, "shape")}
+  return {
+      **{name: fields[name] for name in fields if name not in scalars},
+      _SCALARS: {name: fields[name] for name in sorted(scalars)}}
+
+
+def from_items(like: Any, items: Mapping[str, Any]) -> Any:
+  """The state, of the type of `like`, whose `to_items` these are."""
+  trees = {name: item for name, item in items.items() if name != _SCALARS}
+  return type(like)(**trees, **items[_SCALARS])
 
 
 def split_rows(batch: Any, num_parts: int) -> Any:

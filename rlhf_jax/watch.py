@@ -21,7 +21,6 @@ from collections.abc import Callable, Mapping
 import dataclasses
 import json
 import os
-import signal
 import socket
 import sys
 import threading
@@ -110,23 +109,6 @@ class Watch:
   def fail(self, message: str) -> NoReturn:
     """Ends the run for what this process raised."""
     self._report(message, refused=False)
-
-  def heed_signals(self) -> None:
-    """SIGTERM and Ctrl-C end the run also while a collective is waited for:
-    Python would handle them only afterwards."""
-    reader, writer = socket.socketpair()
-    writer.setblocking(False)
-    for number in (signal.SIGTERM, signal.SIGINT):
-      signal.signal(number, lambda *unused: None)
-    signal.set_wakeup_fd(writer.fileno())
-    _in_background(self._await_signal, reader, writer)
-
-  def _await_signal(self, reader, unused_writer) -> None:
-    """Holds both ends of the pair, so that they stay open."""
-    name = signal.Signals(reader.recv(1)[0]).name
-    print(f"\nprocess {self.process_id} received {name}", file=sys.stderr,
-          flush=True)
-    self.fail(f"it received {name}")
 
   def _report(self, message: str, refused: bool) -> NoReturn:
     raise NotImplementedError

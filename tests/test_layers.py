@@ -12,13 +12,14 @@ ROOT = pathlib.Path(__file__).parent.parent
 # below. A package stands for all that is in it.
 LAYERS = (
     "exits host_memory storage compilation watch rendezvous tree masked sharding",
+    "fingerprints interruption",
     "distributed losses advantages models data config",
     "optimizer train_state checkpoint metrics",
-    "rollout",
-    "run datasets streams sampler scoring",
+    "guards rollout",
+    "run datasets streams sampler scoring loop",
     "labelers handoff collect screening evals trainers",
     "summaries pipeline",
-    "main sample compare screen plan command",
+    "main sample compare screen plan replay command",
 )
 
 

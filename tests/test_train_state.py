@@ -77,10 +77,36 @@ class ApplyGradientsTest(parameterized.TestCase):
   def test_one_step_of_sgd(self):
     tx = optax.sgd(0.5)
     state = train_state.create({"w": jnp.array([1.0, 2.0])}, tx)
-    params, _ = train_state.apply_gradients(
-        state.params, state.opt_state, {"w": jnp.array([2.0, -2.0])}, tx)
-    np.testing.assert_array_equal(params["w"], [0.0, 3.0])
-    self.assertEqual(state.step, 0)
+    done = train_state.apply_gradients(
+        state.params, state.opt_state, {"w": jnp.array([2.0, -2.0])}, tx,
+        jnp.float32(1.0))
+    np.testing.assert_array_equal(done.params["w"], [0.0, 3.0])
+    np.testing.assert_allclose(done.grad_norm, 8**0.5)
+    self.assertTrue(done.is_applied)
+
+  @parameterized.product(
+      where=("loss", "gradient", "parameter"), value=(np.nan, np.inf))
+  def test_what_is_not_finite_is_not_applied_and_counted(self, where, value):
+    tx = optax.adam(0.5)
+    params = {"w": jnp.array([1.0, 2.0]), "b": jnp.array(0.0)}
+    if where == "parameter":
+      params["b"] = jnp.array(value)
+    state = train_state.create(params, tx)
+    good = {"w": jnp.array([2.0, -2.0]), "b": jnp.array(1.0)}
+    bad = good | ({"b": jnp.array(value)} if where == "gradient" else {})
+    loss = jnp.float32(value if where == "loss" else 1.0)
+    after, values = jax.jit(
+        lambda s: train_state.update(s, bad, tx, loss))(state)
+    chex.assert_trees_all_equal(
+        (after.params, after.opt_state), (state.params, state.opt_state))
+    self.assertEqual(
+        (after.step, values["train/skipped"], values["train/skipped_in_a_row"]),
+        (1, 1, 1))
+    if where != "parameter":
+      after, values = train_state.update(after, good, tx, jnp.float32(1.0))
+      self.assertFalse((after.params["w"] == state.params["w"]).any())
+      self.assertEqual((values["train/skipped"],
+                        values["train/skipped_in_a_row"]), (1, 0))
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ _SELECTS = ("every_eval_steps", "eval_batch_size", "max_eval_batches")
 # How often and in how many parts: a finished stage does not depend on it.
 _NOT_A_RESULT = frozenset(
     "every_log_steps every_eval_steps every_save_steps keep_checkpoints "
+    "keep_best "
     "num_microbatches num_ptx_microbatches num_rollout_parts num_row_parts "
     "eval_batch_size max_eval_batches remat scan_unroll".split())
 

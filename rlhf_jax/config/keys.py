@@ -9,7 +9,7 @@ from rlhf_jax.config.names import (
 from rlhf_jax.models.transformer import ATTENTION_PATTERNS, REMAT_POLICIES
 
 _TOP = ("name seed stages inputs model rm_model mesh axis_rules decode data "
-        "smallworld labelers").split()
+        "smallworld labelers guards").split()
 _CLAIMS = {
     "anything": lambda x: True,  # of a key that other rules look after
     ">= 0": lambda x: x >= 0,
@@ -35,6 +35,11 @@ _ONE_OF = {  # choices of the keys that are "one of" them
     "attention_pattern": ATTENTION_PATTERNS,
     "select": ("last", "loss", "rm_score"),
 }
+_GUARDS = ("not_finite skipped negative_kl large_kl first_ratio clip_frac ended "
+           "over_optimised sampler_drift recompiled repeated_batch")
+_ONE_OF |= dict.fromkeys(_GUARDS.split(), ("stop", "warn", "off"))
+_BEST = "() or (\"min\" or \"max\", metric), as (\"max\", \"train/ppo/score\")"
+_CLAIMS[_BEST] = lambda x: x in ((), []) or is_best(x)
 _ADAM = {"> 0": "learning_rate eps clip_norm", "in [0, 1)": "b1 b2"}
 _COSINE_ADAM = _ADAM | {
     ">= 0": "weight_decay warmup_steps", "in [0, 1]": "final_fraction"}
@@ -67,6 +72,13 @@ KEYS = {
         ">= 2": "num_train",
         ">= 0": "bias_sd noise_sd heldout_noise_sd tie_margin",
         "anything": "seed"},
+    "guards": {"anything": "actions limits"},
+    "guards.actions": {"one of": _GUARDS},
+    "guards.limits": {
+        ">= 1": "skipped_updates unclipped_iters",
+        "> 0": "max_kl kl_standard_errors first_ratio_deviation "
+               "max_clip_frac sampler_drift",
+        "in [0, 1]": "min_ended gold_fall distinct_fall"},
     "lm": {
         ">= 0": "batch_size pretrain_batch_size num_steps num_epochs "
                 "every_log_steps every_eval_steps every_save_steps",
@@ -75,6 +87,7 @@ KEYS = {
         "in [0, 1]": "pretrain_weight",
         "in [0, 1)": "dropout_rate",
         "one of": "select",
+        _BEST: "keep_best",
         "anything": "init_from eval_streams optimizer"},
     "lm.optimizer": _COSINE_ADAM,
     "collect": {
@@ -101,12 +114,14 @@ KEYS = {
             "fold",
         "None (all) or >= 1": "max_prompts",
         "one of": "denominator batching",
+        _BEST: "keep_best",
         "anything": "init_from collected optimizer"},
     "rm.optimizer": _COSINE_ADAM,
     "ppo": {
         ">= 1": "num_iters batch_size num_rollout_parts keep_checkpoints",
         ">= 0": "ptx_batch_size every_save_steps",
         "one of": "reward_unit",
+        _BEST: "keep_best",
         "anything": "init_from reward_model method optimizer "
                     "critic_optimizer"},
     "ppo.method": {
@@ -191,13 +206,20 @@ def _sub_trees(tree: Tree) -> Iterator[tuple[str, str]]:
   """(its path in the config, its name in KEYS)."""
   yield from (("model", "model"), ("rm_model", "model"))
   yield from ((name, name) for name in (
-      "mesh", "decode", "data", "smallworld", "labelers"))
+      "mesh", "decode", "data", "smallworld", "labelers", "guards",
+      "guards.actions", "guards.limits"))
   for stage in tree["stages"]:
     kind = kind_of(stage)
     yield stage, kind
     for name in KEYS:
       if name.startswith(f"{kind}."):
         yield stage + name.removeprefix(kind), name
+
+
+def is_best(value: Any) -> bool:
+  """Whether it is ("min" or "max", metric)."""
+  return (isinstance(value, (tuple, list)) and len(value) == 2
+          and value[0] in ("min", "max") and isinstance(value[1], str))
 
 
 def is_fold(value: Any) -> bool:

@@ -7,6 +7,7 @@ source's order, for evaluation.
 """
 
 import dataclasses
+import hashlib
 import itertools
 import sys
 from typing import Any, Callable, Sequence
@@ -288,6 +289,18 @@ class Batches:
     """Whole batches of that many epochs, but at least one."""
     return max(num_epochs * self._examples.epoch_size // self._batch_size, 1)
 
+  def position(self, next_batch: int) -> dict[str, Any]:
+    """Where training examples stand before batch `next_batch`, alike on every
+    process: `next_batch`, `next_row` and `epoch` from 0, and `last_row`, a
+    digest of the example before, "" at the start."""
+    next_row = next_batch * self._batch_size
+    return {
+        "next_batch": next_batch,
+        "next_row": next_row,
+        "epoch": next_row // self._examples.epoch_size,
+        "last_row": digest(self._examples[next_row - 1]) if next_row else "",
+    }
+
   def __call__(self, n: int) -> dict[str, np.ndarray]:
     """This process's rows of global batch `n`, stacked: [rows, ...].
 
@@ -316,6 +329,16 @@ class Batches:
     return example | {
         name: np.zeros_like(example[name])
         for name in _COUNTED if name in example}
+
+
+def digest(arrays: dict[str, np.ndarray]) -> str:
+  """Tells examples or batches apart: of the names, kinds and bytes of all."""
+  found = hashlib.blake2b(digest_size=8)
+  for name in sorted(arrays):
+    array = np.ascontiguousarray(arrays[name])
+    found.update(f"{name} {array.dtype} {array.shape}".encode())
+    found.update(array.tobytes())
+  return found.hexdigest()
 
 
 def _examples(

@@ -14,8 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from rlhf_jax import (
-    checkpoint, losses, metrics, optimizer, sharding, train_state,
-    tree,
+    checkpoint, loop, losses, metrics, optimizer, sharding, train_state, tree,
 )
 from rlhf_jax.evals import language_loss
 from rlhf_jax.models.policy import Policy
@@ -72,18 +71,16 @@ def make_lm_step(
   def lm_step(state: TrainState, batch: Batch, key: jax.Array):
     key = jax.random.fold_in(key, state.step)
     values, grads = {}, jax.tree.map(jnp.zeros_like, state.params)
+    total_loss = jnp.zeros(())
     for number, (stream, weight) in enumerate(sorted(weights.items())):
       key_dropout = jax.random.fold_in(key, number)
       stream_grads, loss, count = stream_gradients(
           state.params, batch[stream], key_dropout)
       grads = tree.add(grads, tree.scale(stream_grads, weight))
       values |= {f"train/{stream}/loss": loss, f"train/{stream}/tokens": count}
-    params, opt_state = train_state.apply_gradients(
-        state.params, state.opt_state, grads, tx)
-    values["train/grad_norm"] = tree.global_norm(grads)
-    state = TrainState(
-        step=state.step + 1, params=params, opt_state=opt_state)
-    return state, values
+      total_loss += weight * loss
+    state, update_values = train_state.update(state, grads, tx, total_loss)
+    return state, values | update_values
 
   return lm_step
 
@@ -91,65 +88,76 @@ def make_lm_step(
 def train(run: Run, stage: str) -> dict[str, Any]:
   """Trains `stage` and returns its figures for done.json."""
   settings = run.config[stage]
+  with sharding.use(run.mesh, run.axis_rules):
+    training = make_training(run, stage)
+    evaluate = language_loss.make_evaluate(run, settings)
+    num_steps = training.num_steps
+    is_evaluated = lambda step: metrics.should_run(
+        step, settings.every_eval_steps, num_steps)
+    figures = {}
+
+    def measure(step, state):
+      if is_evaluated(step):
+        figures.update(evaluate(state.params))
+        return figures
+      return {}
+
+    with loop.open_checkpoints(
+        training, keep_every=every_candidate_steps(settings)) as saved:
+      state = loop.train(
+          training, saved, every_log_steps=settings.every_log_steps,
+          measure=measure, is_saved=lambda step: any(
+              metrics.should_run(step, every, num_steps) for every in (
+                  settings.every_save_steps, every_candidate_steps(settings))))
+      if not figures:  # it was killed after its last save
+        figures.update(evaluate(state.params))
+      if settings.select != "last":
+        evaluated = set(filter(is_evaluated, saved.finished_steps()))
+      if settings.select == "rm_score":
+        saved.keep_only(evaluated)
+      if settings.select == "loss":
+        selected, figures = select_by_loss(
+            run, stage, stream_weights(settings), evaluated)
+        saved.keep_only({selected, num_steps})
+        figures["selected_step"] = selected
+  return {"steps": num_steps, "params": run.policy().config.num_params,
+          **figures}
+
+
+def make_training(run: Run, stage: str) -> loop.Training:
+  """What the loop needs of `stage`; under `sharding.use`."""
+  settings = run.config[stage]
   weights = stream_weights(settings)
-  batches = {
+  streams = {
       name: language_loss.STREAMS[name](
           run, "train", size, run.data_seed(stage, name))
       for name, size in stream_sizes(settings).items()
   }
-  num_steps = settings.num_steps or batches["demonstrations"].count(
+  num_steps = settings.num_steps or streams["demonstrations"].count(
       settings.num_epochs)
   tx = optimizer.cosine_adam(num_steps, **settings.optimizer)
   model = run.policy(settings.dropout_rate)
-  evaluate = language_loss.make_evaluate(run, settings)
-
   key_init, key_step = jax.random.split(run.key(stage))
-  with (
-      sharding.use(run.mesh, run.axis_rules),
-      checkpoint.Checkpoints(
-          run.workdir / stage / "checkpoints",
-          keep=settings.keep_checkpoints,
-          keep_every=every_candidate_steps(settings)) as saved,
-  ):
-    state, shardings = first_state(
-        run, settings, model, tx, key_init, saved)
-    step_fn = jax.jit(
-        make_lm_step(model, tx, weights=weights,
-                     num_microbatches=settings.num_microbatches),
-        donate_argnums=0, out_shardings=(shardings, None))
-    first = int(state.step)
-    run.writer.rewind(stage, first)
-    with metrics.Progress(stage, first, num_steps) as progress:
-      for step in range(first, num_steps):
-        batch = {name: run.put(at(step)) for name, at in batches.items()}
-        state, values = step_fn(state, batch, key_step)
-        now = step + 1
-        if metrics.should_run(now, settings.every_log_steps, num_steps):
-          values = jax.device_get(values)
-          run.writer.write(stage, now, values)
-          progress.update(0, loss=values[f"train/{main_stream(weights)}/loss"])
-        if metrics.should_run(now, settings.every_eval_steps, num_steps):
-          figures = dict(evaluate(state.params))
-          run.writer.write(stage, now, figures)
-        if metrics.should_run(
-            now, settings.every_save_steps, num_steps) or metrics.should_run(
-                now, every_candidate_steps(settings), num_steps):
-          run.writer.upload()
-          train_state.save(saved, now, state)
-        progress.update()
-    if first == num_steps:  # it was killed after its last save
-      figures = dict(evaluate(state.params))
-    if settings.select != "last":
-      evaluated = {step for step in saved.finished_steps()
-                   if metrics.should_run(
-                       step, settings.every_eval_steps, num_steps)}
-    if settings.select == "rm_score":
-      saved.keep_only(evaluated)
-    if settings.select == "loss":
-      selected, figures = select_by_loss(run, stage, weights, evaluated)
-      saved.keep_only({selected, num_steps})
-      figures["selected_step"] = selected
-  return {"steps": num_steps, "params": model.config.num_params, **figures}
+  create = lambda params: train_state.create(params, tx)
+  abstract = run.abstract(create, run.abstract_params(model))
+  step_fn = jax.jit(
+      make_lm_step(model, tx, weights=weights,
+                   num_microbatches=settings.num_microbatches),
+      donate_argnums=0, out_shardings=(sharding.shardings_of(abstract), None))
+
+  def first_state():
+    """Another stage's parameters, or fresh ones."""
+    if settings.init_from:
+      return run.init(create, run.load(settings.init_from, "params", model))[0]
+    return run.init(lambda key: create(init_params(model, key)), key_init)[0]
+
+  return loop.Training(
+      run=run, stage=stage, num_steps=num_steps, abstract=abstract,
+      create=first_state, streams=streams,
+      batch=lambda number: {name: at(number) for name, at in streams.items()},
+      step=lambda state, batch, number: step_fn(
+          state, run.put(batch), key_step),
+      constants={}, shown={"loss": f"train/{main_stream(weights)}/loss"})
 
 
 def every_candidate_steps(settings) -> int:
@@ -177,18 +185,6 @@ def select_by_loss(run: Run, stage: str, weights: dict[str, float],
   return best["step"], {
       key: value for key, value in best.items()
       if key.startswith("validation/")}
-
-
-def first_state(run: Run, settings, model: Policy, tx, key: jax.Array, saved):
-  """(state, shardings): the newest one saved; else with another stage's
-  parameters, or fresh ones."""
-  create = lambda params: train_state.create(params, tx)
-  if saved.latest_step:
-    return train_state.restore(
-        saved, run.abstract(create, run.abstract_params(model)))
-  if settings.init_from:
-    return run.init(create, run.load(settings.init_from, "params", model))
-  return run.init(lambda key: create(init_params(model, key)), key)
 
 
 def main_stream(weights: dict[str, float]) -> str:

@@ -20,9 +20,10 @@ import numpy as np
 import optax
 
 from rlhf_jax import (
-    advantages, checkpoint, losses, masked, metrics, optimizer, sampler,
+    advantages, checkpoint, loop, losses, masked, metrics, optimizer, sampler,
     sharding, streams, train_state, tree,
 )
+from rlhf_jax.evals import diversity
 from rlhf_jax.models import scalar
 from rlhf_jax.models.policy import Policy
 from rlhf_jax.models.scalar import Scalar
@@ -38,6 +39,8 @@ class PPOState:
   """All that changes from iteration to iteration."""
 
   step: jax.Array  # int32 scalar: iterations done
+  skipped: jax.Array  # int32 scalar: updates not applied so far
+  skipped_in_a_row: jax.Array  # int32 scalar: up to the newest
   params: Any  # policy
   opt_state: Any
   critic: Any
@@ -138,7 +141,8 @@ def make_ppo_step(
         kl_coef=next_kl_coef(
             state.kl_coef, score_metrics["train/ppo/kl"],
             sampled.response_mask.shape[0], settings))
-    return state, {**score_metrics, **update_metrics}
+    return state, {**score_metrics, **update_metrics,
+                   **train_state.skip_values(state)}
 
   return ppo_step
 
@@ -146,8 +150,9 @@ def make_ppo_step(
 def next_kl_coef(kl_coef, kl, num_episodes, settings: PPOSettings):
   if settings.kl_target == 0:
     return kl_coef
-  return advantages.adaptive_kl_coef(
+  adapted = advantages.adaptive_kl_coef(
       kl_coef, kl, settings.kl_target, settings.kl_horizon, num_episodes)
+  return jnp.where(jnp.isfinite(adapted), adapted, kl_coef)
 
 
 # ---------------------------------------------------------------- forward
@@ -235,14 +240,15 @@ def to_experience(
       tokens=sampled.tokens, mask=sampled.mask, response_mask=mask,
       logprobs=logprobs, values=values, advantages=advantage, returns=returns)
   k1, _, k3 = losses.kl_estimators(logprobs, ref_logprobs)
-  row_mean = lambda per_token: masked.total(per_token, mask) / mask.shape[0]
+  kl = masked.zero_padding(k1, mask).sum(-1)
   drift = jnp.abs(logprobs - sampled.logprobs)
   values = {
       "train/ppo/score": scores.mean(),
       "train/ppo/score_sd": scores.std(),
       "train/ppo/reward": rewards.sum(-1).mean(),
-      "train/ppo/kl": row_mean(k1),
-      "train/ppo/kl_k3": row_mean(k3),
+      "train/ppo/kl": kl.mean(),
+      "train/ppo/kl_se": kl.std() / jnp.sqrt(kl.size),
+      "train/ppo/kl_k3": masked.total(k3, mask) / mask.shape[0],
       "train/ppo/kl_coef": kl_coef,
       "train/ppo/ended": has_eos.mean(dtype=jnp.float32),
       "train/ppo/response_length": mask.sum(-1).mean(dtype=jnp.float32),
@@ -251,6 +257,7 @@ def to_experience(
       "train/critic/explained_variance": explained,
       "train/critic/value": masked.mean(values, mask),
       "train/ppo/sampler_drift": jnp.where(mask, drift, 0.0).max(),
+      "train/ppo/sampler_drift_mean": masked.mean(drift, mask),
   }
   return experience, values
 
@@ -275,14 +282,19 @@ def make_update(
     minibatch = jax.tree.map(lambda x: take_rows(x, rows), experience)
     grads, values = policy_gradients(state.params, minibatch, ptx_tokens)
     critic_grads, critic_values = critic_gradients(state.critic, minibatch)
-    params, opt_state = train_state.apply_gradients(
-        state.params, state.opt_state, grads, tx)
-    critic_params, critic_opt_state = train_state.apply_gradients(
-        state.critic, state.critic_opt_state, critic_grads, critic_tx)
+    loss = values["train/ppo/policy_loss"] + values.get("train/ptx/loss", 0.0)
+    own = train_state.apply_gradients(
+        state.params, state.opt_state, grads, tx, loss)
+    critics = train_state.apply_gradients(
+        state.critic, state.critic_opt_state, critic_grads, critic_tx,
+        critic_values["train/critic/loss"])
     state = state.replace(
-        params=params, opt_state=opt_state, critic=critic_params,
-        critic_opt_state=critic_opt_state)
-    return state, {**values, **critic_values}
+        params=own.params, opt_state=own.opt_state,
+        critic=critics.params, critic_opt_state=critics.opt_state,
+        **train_state.count_skips(
+            state, own.is_applied & critics.is_applied))
+    return state, {**values, **critic_values,
+                   "train/critic/grad_norm": critics.grad_norm}
 
   def update(state: PPOState, experience: Experience, ptx_tokens, key):
     rows = minibatch_rows(key, experience.mask.shape[0], settings)
@@ -408,7 +420,6 @@ def make_critic_gradients(critic: Scalar, settings: PPOSettings):
     return grads, {
         "train/critic/loss": loss,
         "train/critic/clip_frac": clip_frac,
-        "train/critic/grad_norm": tree.global_norm(grads),
     }
 
   return critic_gradients
@@ -425,65 +436,105 @@ def token_count(minibatch: Experience):
 def train(run: Run, stage: str) -> dict[str, Any]:
   """Trains `stage` and returns its figures for done.json."""
   config = run.config[stage]
-  policy, critic = run.policy(), run.scalar()
-  with (
-      sharding.use(run.mesh, run.axis_rules),
-      checkpoint.Checkpoints(run.workdir / stage / "checkpoints",
-                             keep=config.keep_checkpoints) as saved,
-  ):
-    frozen, unit = load_frozen(run, config)
-    settings = make_settings(run, config, unit)
-    tx, critic_tx = make_optimizers(config, settings)
-    start = (
-        functools.partial(init_state, tx=tx, critic_tx=critic_tx,
-                          kl_coef=settings.kl_coef),
-        frozen.reference, frozen.reward_model)
-    state, shardings = (
-        restore(saved, run.abstract(*start)) if saved.latest_step
-        else run.init(*start))
-    step_fn = jax.jit(
-        make_ppo_step(policy, critic, tx, critic_tx, settings),
-        donate_argnums=0, out_shardings=(shardings, None))
-    generate = sampler.make_generate(
-        run, policy, temperature=settings.temperature,
-        num_parts=config.num_rollout_parts)
-    prompts = streams.prompts(run, stage, config.batch_size)
-    ptx = pretrain_tokens(run, stage, config)
-    key_sample, key_perm = jax.random.split(run.key(stage))
+  with sharding.use(run.mesh, run.axis_rules):
+    training = make_training(run, stage)
+    with loop.open_checkpoints(training) as saved:
+      loop.train(training, saved, every_log_steps=1,
+                 is_saved=lambda step: metrics.should_run(
+                     step, config.every_save_steps, config.num_iters))
+  return figures(run, stage, config, training.constants["score_unit"])
 
-    first = int(state.step)
-    run.writer.rewind(stage, first)
-    with metrics.Progress(stage, first, config.num_iters, "iter") as progress:
-      for step in range(first, config.num_iters):
-        started = time.monotonic()
-        sampled = generate(state.params, key_sample, run.put(prompts(step)))
-        jax.block_until_ready(sampled)
-        sampling_seconds = time.monotonic() - started
-        ptx_tokens = run.put(ptx(step)) if ptx else None
-        state, values = step_fn(
-            state, frozen, sampled, ptx_tokens,
-            jax.random.fold_in(key_perm, step))
-        now = step + 1
-        values = jax.device_get(values)
-        values["train/ppo/rollout_seconds"] = sampling_seconds
-        values["train/ppo/iteration_seconds"] = time.monotonic() - started
-        if ptx:
-          values["train/ptx/next_row"] = now * config.ptx_batch_size
-        check_values(stage, now, values)
-        run.writer.write(stage, now, values)
-        if metrics.should_run(now, config.every_save_steps, config.num_iters):
-          run.writer.upload()
-          save(saved, now, state)
-        progress.update(score=values["train/ppo/score"],
-                        kl=values["train/ppo/kl"])
-  return figures(run, stage, config, unit)
+
+def make_training(run: Run, stage: str) -> loop.Training:
+  """What the loop needs of `stage`; under `sharding.use`. The reference and
+  the reward model are loaded, the state is not."""
+  config, policy, critic = run.config[stage], run.policy(), run.scalar()
+  frozen, unit = load_frozen(run, config)
+  settings = make_settings(run, config, unit)
+  tx, critic_tx = make_optimizers(config, settings)
+  start = (
+      functools.partial(init_state, tx=tx, critic_tx=critic_tx,
+                        kl_coef=settings.kl_coef),
+      frozen.reference, frozen.reward_model)
+  abstract = run.abstract(*start)
+  step_fn = jax.jit(
+      make_ppo_step(policy, critic, tx, critic_tx, settings),
+      donate_argnums=0, out_shardings=(sharding.shardings_of(abstract), None))
+  generate = sampler.make_generate(
+      run, policy, temperature=settings.temperature,
+      num_parts=config.num_rollout_parts)
+  key_sample, key_perm = jax.random.split(run.key(stage))
+  streams_of = training_streams(run, stage, config)
+  rows = run.rows_here(config.batch_size).astype(np.int32)
+
+  def batch(number):
+    found = {name: at(number) for name, at in streams_of.items()}
+    found["prompts"]["row_ids"] = number * config.batch_size + rows
+    return found
+
+  def step(state, batch, number):
+    started = time.monotonic()
+    sampled = generate(state.params, key_sample, run.put(batch["prompts"]))
+    jax.block_until_ready(sampled)
+    sampling_seconds = time.monotonic() - started
+    ptx = batch.get("pretrain")
+    state, values = step_fn(
+        state, frozen, sampled, ptx and run.put(ptx["tokens"]),
+        jax.random.fold_in(key_perm, number))
+    # while the devices are at work
+    values |= rollout_figures(run, sampled)
+    values = jax.device_get(values)
+    values["train/ppo/rollout_seconds"] = sampling_seconds
+    values["train/ppo/iteration_seconds"] = time.monotonic() - started
+    if ptx:
+      values["train/ptx/next_row"] = (number + 1) * config.ptx_batch_size
+    return state, values
+
+  return loop.Training(
+      run=run, stage=stage, num_steps=config.num_iters, abstract=abstract,
+      create=lambda: run.init(*start)[0], streams=streams_of, batch=batch,
+      step=step, constants=constants(run, config, unit),
+      shown={"score": "train/ppo/score", "kl": "train/ppo/kl"})
+
+
+def training_streams(run: Run, stage: str, config):
+  """Prompts, and pretraining windows unless they play no part."""
+  found = {"prompts": streams.prompts(run, stage, config.batch_size)}
+  if config.method.ptx_coef > 0:
+    found["pretrain"] = streams.pretrain(
+        run, "train", config.ptx_batch_size, run.data_seed(stage, "pretrain"))
+  return found
+
+
+def rollout_figures(run: Run, sampled: Rollout) -> dict[str, float]:
+  """What only the guards want to know: how varied the responses are, and in
+  Smallworld the truth that PPO never sees."""
+  whole = sampler.to_host(run, sampled)
+  responses = [row[real] for row, real in zip(
+      whole.response_tokens, whole.response_mask)]
+  found = {"train/ppo/distinct": diversity.distinct(responses)}
+  if run.world is not None:
+    prompts = (run.prompt_text(row[real]) for row, real in zip(
+        whole.prompt_tokens, whole.prompt_mask))
+    texts = (run.tokenizer.decode(row).strip() for row in responses)
+    found["train/ppo/gold"] = float(np.mean([
+        run.world.judge(prompt, text).score
+        for prompt, text in zip(prompts, texts)]))
+  return found
+
+
+def constants(run: Run, config, unit: float) -> dict[str, Any]:
+  """What a checkpoint says of the models that PPO reads."""
+  done = checkpoint.read_done(run.stage_dir(config.reward_model))["figures"]
+  return {"score_unit": unit, "reward_bias": done.get("bias"),
+          "reward_score_sd": done["score_sd"]}
 
 
 def init_state(policy_params, critic_params, *, tx, critic_tx, kl_coef):
   """The policy starts at the reference, the critic at the reward model."""
   copy = lambda t: jax.tree.map(jnp.copy, t)
   return PPOState(
-      step=jnp.zeros((), jnp.int32),
+      step=jnp.zeros((), jnp.int32), **train_state.no_skips(),
       params=copy(policy_params), opt_state=tx.init(policy_params),
       critic=copy(critic_params),
       critic_opt_state=critic_tx.init(critic_params),
@@ -525,47 +576,6 @@ def make_optimizers(config, settings: PPOSettings):
     return optimizer.make_adam(schedule, **adam)
 
   return adam(**config.optimizer), adam(**config.critic_optimizer)
-
-
-def pretrain_tokens(run: Run, stage: str, config):
-  """Pretraining windows by iteration, or None where they play no part."""
-  if config.method.ptx_coef == 0:
-    return None
-  at = streams.pretrain(
-      run, "train", config.ptx_batch_size, run.data_seed(stage, "pretrain"))
-  return lambda number: at(number)["tokens"]
-
-
-def check_values(stage: str, step: int, values: Metrics) -> None:
-  """Raises FloatingPointError on a number that is not finite."""
-  bad = sorted(n for n, v in values.items() if not np.isfinite(v))
-  if bad:
-    raise FloatingPointError(
-        f"{stage}, iteration {step}: {', '.join(bad)} not finite. The last "
-        "checkpoint is untouched; a smaller learning rate or ptx_coef is the "
-        "usual cure.")
-
-
-def items(state: PPOState) -> dict[str, Any]:
-  """What a checkpoint holds, an item each."""
-  return {
-      "params": state.params, "opt_state": state.opt_state,
-      "critic": state.critic, "critic_opt_state": state.critic_opt_state,
-      "ema": state.ema, "controller": {"kl_coef": state.kl_coef},
-  }
-
-
-def save(saved, step: int, state: PPOState) -> None:
-  saved.save(step, items(state), {"next_batch": step})
-
-
-def restore(saved, abstract: PPOState) -> tuple[PPOState, Any]:
-  """(the newest saved state, its shardings), straight into its shards."""
-  found = saved.restore(items(abstract))
-  step = jax.device_put(jnp.int32(saved.latest_step), abstract.step.sharding)
-  kl_coef = found.pop("controller")["kl_coef"]
-  return (PPOState(step=step, kl_coef=kl_coef, **found),
-          sharding.shardings_of(abstract))
 
 
 def figures(run: Run, stage: str, config, unit: float) -> dict[str, Any]:

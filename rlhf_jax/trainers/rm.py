@@ -18,8 +18,8 @@ import numpy as np
 import optax
 
 from rlhf_jax import (
-    checkpoint, losses, metrics, optimizer, scoring, sharding,
-    streams, train_state, tree,
+    checkpoint, loop, losses, metrics, optimizer, scoring, sharding, streams,
+    train_state,
 )
 from rlhf_jax.evals import ranking, reward_model
 from rlhf_jax.models import scalar
@@ -61,19 +61,15 @@ def make_rm_step(
     grads, loss, counts = train_state.accumulate(
         lambda part, _: part_gradients(state.params, part, num_prompts),
         batch, num_microbatches)
-    params, opt_state = train_state.apply_gradients(
-        state.params, state.opt_state, grads, tx)
-    values = {
+    state, update_values = train_state.update(state, grads, tx, loss)
+    return state, {
         "train/rm/loss": loss,
         "train/rm/accuracy":
             counts["num_correct"] / jnp.maximum(counts["num_pairs"], 1),
         "train/rm/pairs": counts["num_pairs"],
         "train/rm/prompts": counts["num_prompts"],
-        "train/grad_norm": tree.global_norm(grads),
+        **update_values,
     }
-    state = TrainState(
-        step=state.step + 1, params=params, opt_state=opt_state)
-    return state, values
 
   return rm_step
 
@@ -94,74 +90,82 @@ def train(run: Run, stage: str) -> dict[str, Any]:
   """Trains `stage`; its checkpoint's head holds the demonstrations' bias, its
   report.json all that is known of it on validation comparisons."""
   settings = run.config[stage]
-  model = run.scalar()
-  rows = streams.training_comparisons(run, stage)
-  batch_at = streams.comparisons(run, stage, rows)
-  epoch_ends = [batch_at.count(n + 1) for n in range(settings.num_epochs)]
-  num_steps = epoch_ends[-1]
-  tx = optimizer.cosine_adam(num_steps, **settings.optimizer)
-  measure = Measure(run, stage, model)
-  with (
-      sharding.use(run.mesh, run.axis_rules),
-      checkpoint.Checkpoints(run.workdir / stage / "checkpoints",
-                             keep=settings.keep_checkpoints) as saved,
-  ):
-    state, shardings = first_state(
-        run, settings, model, tx, run.key(stage), saved)
-    step_fn = jax.jit(
-        make_rm_step(model, tx, denominator=settings.denominator,
-                     num_microbatches=settings.num_microbatches,
-                     num_row_parts=settings.num_row_parts),
-        donate_argnums=0, out_shardings=(shardings, None))
-    first = int(state.step)
-    run.writer.rewind(stage, first)
-    with metrics.Progress(stage, first, num_steps) as progress:
-      for step in range(first, num_steps):
-        state, values = step_fn(state, run.put(batch_at(step)))
-        now = step + 1
-        if metrics.should_run(now, settings.every_log_steps, num_steps):
-          values = jax.device_get(values)
-          run.writer.write(stage, now, values)
-          progress.update(0, loss=values["train/rm/loss"],
-                          accuracy=values["train/rm/accuracy"])
-        if now in epoch_ends:
-          scores = measure.scores(state.params)
-          epochs = epoch_ends.index(now) + 1
-          run.writer.write(stage, now, measure.after_epoch(epochs, scores))
-        # the last step is saved below, with its bias
-        if now < num_steps and metrics.should_run(
-            now, settings.every_save_steps, num_steps):
-          run.writer.upload()
-          train_state.save(saved, now, state)
-        progress.update()
-    if first == num_steps:  # it was killed after its last save
-      report = json.loads((run.workdir / stage / REPORT).read_text())
-    else:
-      figures = dict(measure.closing(state.params, rows))
-      run.writer.write(stage, num_steps, figures)
-      report = measure.report(scores, figures, epoch_ends)
-      checkpoint.write_json(run.workdir / stage / REPORT, report)
-      state = state.replace(params=sharding.in_place(functools.partial(
-          scalar.shift_and_scale, bias=figures["bias"], scale=1.0),
-          state.params))
-      train_state.save(saved, num_steps, state)
+  with sharding.use(run.mesh, run.axis_rules):
+    rows = streams.training_comparisons(run, stage)
+    training = make_training(run, stage, rows)
+    num_steps = training.num_steps
+    epoch_ends = ends_of_epochs(training)
+    measure = Measure(run, stage, run.scalar())
+    scores = []
+
+    def after_step(step, state):
+      if step not in epoch_ends:
+        return {}
+      scores[:] = measure.scores(state.params)
+      return measure.after_epoch(epoch_ends.index(step) + 1, scores)
+
+    with loop.open_checkpoints(training) as saved:
+      was_closed = saved.latest_step == num_steps  # killed after its last save
+      state = loop.train(
+          training, saved, every_log_steps=settings.every_log_steps,
+          measure=after_step, is_saved=lambda step: metrics.should_run(
+              step, settings.every_save_steps, num_steps))
+      if was_closed:
+        report = json.loads((run.workdir / stage / REPORT).read_text())
+      else:
+        figures = dict(measure.closing(state.params, rows))
+        run.writer.write(stage, num_steps, figures)
+        report = measure.report(scores, figures, epoch_ends)
+        checkpoint.write_json(run.workdir / stage / REPORT, report)
+        state = state.replace(params=sharding.in_place(functools.partial(
+            scalar.shift_and_scale, bias=figures["bias"], scale=1.0),
+            state.params))
+        loop.save(training, saved, num_steps, state)
   metrics.say(reward_model.format_report(stage, report["validation"]))
   return {"steps": num_steps, "comparisons": len(rows),
-          "params": model.config.num_params, **report["figures"]}
+          "params": run.scalar().config.num_params, **report["figures"]}
 
 
-def first_state(run: Run, settings, model: Scalar, tx, key: jax.Array, saved):
-  """(state, shardings): the newest one saved; else with another stage's body
-  and a fresh head, or all fresh."""
+def make_training(
+    run: Run, stage: str, rows: list[Any] | None = None) -> loop.Training:
+  """What the loop needs of `stage`, which learns from `rows`, by default
+  `streams.training_comparisons`; under `sharding.use`."""
+  settings, model = run.config[stage], run.scalar()
+  rows = streams.training_comparisons(run, stage) if rows is None else rows
+  batch_at = streams.comparisons(run, stage, rows)
+  num_steps = batch_at.count(settings.num_epochs)
+  tx = optimizer.cosine_adam(num_steps, **settings.optimizer)
   fresh = lambda key: train_state.create(init_params(model, key), tx)
   with_body = lambda key, body: train_state.create(
       scalar.from_policy(init_params(model, key), body), tx)
-  if saved.latest_step:
-    return train_state.restore(saved, run.abstract(fresh, key))
-  if settings.init_from:
-    return run.init(with_body, key, run.load(
-        settings.init_from, "params", run.rm_policy()))
-  return run.init(fresh, key)
+  key = run.key(stage)
+  abstract = run.abstract(fresh, key)
+  step_fn = jax.jit(
+      make_rm_step(model, tx, denominator=settings.denominator,
+                   num_microbatches=settings.num_microbatches,
+                   num_row_parts=settings.num_row_parts),
+      donate_argnums=0, out_shardings=(sharding.shardings_of(abstract), None))
+
+  def first_state():
+    """Another stage's body and a fresh head, or all fresh."""
+    if settings.init_from:
+      return run.init(with_body, key, run.load(
+          settings.init_from, "params", run.rm_policy()))[0]
+    return run.init(fresh, key)[0]
+
+  return loop.Training(
+      run=run, stage=stage, num_steps=num_steps, abstract=abstract,
+      create=first_state, streams={"comparisons": batch_at},
+      batch=lambda number: {"comparisons": batch_at(number)},
+      step=lambda state, batch, number: step_fn(
+          state, run.put(batch["comparisons"])),
+      constants={}, closes=True,
+      shown={"loss": "train/rm/loss", "accuracy": "train/rm/accuracy"})
+
+
+def ends_of_epochs(training: loop.Training) -> list[int]:
+  count = training.streams["comparisons"].count
+  return [count(n + 1) for n in range(training.settings.num_epochs)]
 
 
 class Measure:

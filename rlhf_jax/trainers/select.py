@@ -21,7 +21,7 @@ def run_stage(run: Run, stage: str) -> dict[str, Any]:
   """Keeps the best candidate's parameters; writes `report.json`."""
   settings = run.config[stage]
   source = run.stage_dir(settings.candidates) / "checkpoints"
-  with checkpoint.Checkpoints(source, keep=1_000_000) as saved:
+  with checkpoint.Reader(source) as saved:
     steps = saved.steps
   policy = run.policy()
   with (

@@ -1,0 +1,132 @@
+"""SIGTERM and Ctrl-C: the run saves, and ends with a status of its own.
+
+A signal comes at any moment, and may come to one process of many; the run ends
+at the next safe point, the same one on all. Loops ask at each of them:
+
+  interruption.check("collect")         where nothing is lost
+  if interruption.asked(): save, raise  where something has to be saved
+
+A safe point has no name: processes agree by how many they have passed, so all
+have to ask equally often. With several processes it is JAX's preemption
+service that brings the notice of one to the others.
+"""
+
+from collections.abc import Callable
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from typing import NoReturn
+
+import jax
+from jax.experimental import multihost_utils
+
+from rlhf_jax import exits, watch
+
+# A cloud that takes its machine back gives 30 seconds at least.
+GRACE_SECONDS = 25.0
+
+
+class Interrupted(Exception):
+  """A safe point was reached; `status` is that of the process's end."""
+
+  def __init__(self, kept: str, status: int):
+    super().__init__(kept)
+    self.status = status
+
+
+class _Notice:
+  """What signals came; one a process."""
+
+  def __init__(self):
+    self.first: int | None = None
+    self.passed = 0  # safe points
+
+
+_notice = _Notice()
+
+
+def asked() -> bool:
+  """Whether to end here: a safe point, alike on all processes."""
+  _notice.passed += 1
+  if jax.process_count() > 1:
+    return multihost_utils.reached_preemption_sync_point(_notice.passed)
+  return _notice.first is not None
+
+
+def stop(kept: str) -> NoReturn:
+  """Ends the run, once all is saved.
+
+  Raises:
+    Interrupted: says what is kept.
+  """
+  # Of another process's signal nothing more is known than that it came.
+  is_person = _notice.first == signal.SIGINT
+  raise Interrupted(kept, exits.INTERRUPTED if is_person else exits.PREEMPTED)
+
+
+def check(stage: str) -> None:
+  """A safe point where nothing is lost.
+
+  Raises:
+    Interrupted: a signal came.
+  """
+  if asked():
+    stop(f"{stage}: what is done is kept")
+
+
+def heed_signals(
+    tell_others: Callable[[], None] = lambda: None,
+    grace_seconds: float = GRACE_SECONDS,
+) -> None:
+  """SIGTERM and Ctrl-C ask for an end from now on.
+
+  A thread hears them, for Python's handlers would wait for a compilation or a
+  collective to return. After SIGTERM the process ends after `grace_seconds` in
+  any case, after a second Ctrl-C at once.
+
+  Args:
+    tell_others: brings the notice to the other processes.
+    grace_seconds: between SIGTERM and the end.
+  """
+  _notice.first, _notice.passed = None, 0
+  reader, writer = socket.socketpair()
+  writer.setblocking(False)
+  for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, lambda *unused: None)
+  signal.set_wakeup_fd(writer.fileno())
+  threading.Thread(
+      target=_hear, args=(reader, writer, tell_others, grace_seconds),
+      daemon=True).start()
+
+
+def _hear(reader, unused_writer, tell_others, grace_seconds: float) -> None:
+  """Holds both ends of the pair, so that they stay open."""
+  while True:
+    number = signal.Signals(reader.recv(1)[0])
+    if number not in (signal.SIGTERM, signal.SIGINT):
+      continue  # one that somebody else handles
+    if _notice.first is None:
+      _notice.first = number
+      _say(f"{number.name}: saving, and ending at the next step"
+           + "; Ctrl-C again ends at once" * (number == signal.SIGINT))
+      tell_others()
+    elif number == signal.SIGINT:
+      _say("ended at once; the last checkpoint is kept")
+      watch.exit_now(exits.INTERRUPTED)
+    if number == signal.SIGTERM:
+      threading.Thread(
+          target=_end_later, args=(grace_seconds,), daemon=True).start()
+
+
+def _end_later(seconds: float) -> None:
+  time.sleep(seconds)
+  _say(f"no step ended within {seconds:.0f} s of SIGTERM; the last checkpoint "
+       "is kept")
+  watch.exit_now(exits.PREEMPTED)
+
+
+def _say(text: str) -> None:
+  print(f"\n{text} (process {os.getpid()})", file=sys.stderr, flush=True)
