@@ -262,7 +262,7 @@ class FingerprintTest(parameterized.TestCase):
     found = {fingerprints.of({"x": jnp.float32(v)})["x"] for v in values}
     self.assertLen(found, len(values))
 
-  @parameterized.parameters("data", "fsdp_tensor", "all_axes")
+  @parameterized.parameters("data", "fsdp", "all_axes")
   def test_it_is_the_same_on_every_mesh(self, name):
     state, _ = _ppo_state(tiny.use_mesh("one_device")[0])
     other, _ = _ppo_state(tiny.use_mesh(name)[0])

@@ -240,15 +240,16 @@ def to_experience(
       tokens=sampled.tokens, mask=sampled.mask, response_mask=mask,
       logprobs=logprobs, values=values, advantages=advantage, returns=returns)
   k1, _, k3 = losses.kl_estimators(logprobs, ref_logprobs)
-  kl = masked.zero_padding(k1, mask).sum(-1)
+  row_mean = lambda per_token: masked.total(per_token, mask) / mask.shape[0]
+  kl_of_rows = masked.zero_padding(k1, mask).sum(-1)
   drift = jnp.abs(logprobs - sampled.logprobs)
   values = {
       "train/ppo/score": scores.mean(),
       "train/ppo/score_sd": scores.std(),
       "train/ppo/reward": rewards.sum(-1).mean(),
-      "train/ppo/kl": kl.mean(),
-      "train/ppo/kl_se": kl.std() / jnp.sqrt(kl.size),
-      "train/ppo/kl_k3": masked.total(k3, mask) / mask.shape[0],
+      "train/ppo/kl": row_mean(k1),
+      "train/ppo/kl_se": kl_of_rows.std() / jnp.sqrt(kl_of_rows.size),
+      "train/ppo/kl_k3": row_mean(k3),
       "train/ppo/kl_coef": kl_coef,
       "train/ppo/ended": has_eos.mean(dtype=jnp.float32),
       "train/ppo/response_length": mask.sum(-1).mean(dtype=jnp.float32),
