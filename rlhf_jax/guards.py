@@ -314,6 +314,30 @@ def _sampler_drift(limits: Limits):
   return look
 
 
+def of_evaluation(
+    figures: Mapping[str, Any], policy: str, baseline: str) -> str | None:
+  """The guard "over_optimised" where a run is evaluated: the reward model
+  prefers a policy that its judges do not.
+
+  Args:
+    figures: the "eval" of summary.json.
+    policy: the one that was optimised.
+    baseline: the one it is compared with.
+  """
+  scores = figures["score_intervals"]
+  rate = figures["win_rate"].get(policy)
+  if not rate or scores[policy]["low"] <= scores[baseline]["high"]:
+    return None
+  if rate["high"] >= 0.5:
+    return None
+  return (
+      f"the reward model scores {policy!r} {scores[policy]['mean']:.3g} and "
+      f"{baseline!r} {scores[baseline]['mean']:.3g}, but the judges prefer it "
+      f"in only {100 * rate['mean']:.0f} % of the prompts: the policy exploits "
+      "the reward model. Usually kl_coef is raised, PPO stopped earlier, or "
+      "comparisons of this policy are collected for a new reward model.")
+
+
 _LOOKS: dict[str, Callable[[Limits], Callable[[Values], str | None]]] = {
     "not_finite": _not_finite,
     "skipped": _skipped,

@@ -7,8 +7,6 @@ goes on as if it had not been, and any step can be run again (`replay`).
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
-import importlib.metadata
-import platform
 from typing import Any
 
 import jax
@@ -20,9 +18,8 @@ from rlhf_jax import (
 )
 from rlhf_jax.checkpoint import CheckpointError, Checkpoints
 from rlhf_jax.data import batches
-from rlhf_jax.run import Run
+from rlhf_jax.run import Run, versions
 
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 _SHOWN = 4  # differences in a message
 
 
@@ -203,11 +200,6 @@ def positions(training: Training, step: int) -> dict[str, Any]:
   return {
       name: {"seed": run.data_seed(stage, name), **stream.position(step)}
       for name, stream in training.streams.items()}
-
-
-def versions() -> dict[str, str]:
-  return {"python": platform.python_version()} | {
-      name: importlib.metadata.version(name) for name in _PACKAGES}
 
 
 # What has to be equal for a step to follow: all of these but what is free.

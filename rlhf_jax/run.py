@@ -1,6 +1,8 @@
 """What every stage of a run is given: config, mesh, tokenizer, folders."""
 
 import dataclasses
+import importlib.metadata
+import platform
 from typing import Any
 import zlib
 
@@ -17,6 +19,9 @@ from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.models.policy import Policy
 from rlhf_jax.models.scalar import Scalar
 from rlhf_jax.models.transformer import TransformerConfig
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain",
+             "tensorflow-datasets", "numpy", "tokenizers")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,6 +156,12 @@ class Run:
     others."""
     item = "ema" if name_of(stage) == "ppo" else "params"
     return self.load(stage, item, self.policy())
+
+
+def versions() -> dict[str, str]:
+  """Of all that numbers may depend on."""
+  return {"python": platform.python_version()} | {
+      name: importlib.metadata.version(name) for name in _PACKAGES}
 
 
 def transformer_config(model: Any, dropout_rate: float) -> TransformerConfig:

@@ -1,8 +1,6 @@
 """A run's headline figures: `summary.json`, and the tables at its end."""
 
 from collections.abc import Mapping, Sequence
-import importlib.metadata
-import platform
 import resource
 import statistics
 from typing import Any
@@ -10,12 +8,9 @@ from typing import Any
 import jax
 import tabulate
 
-from rlhf_jax import checkpoint, config as config_lib
+from rlhf_jax import checkpoint, config as config_lib, metrics
 from rlhf_jax.evals import intervals
-from rlhf_jax.run import Run
-
-_PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain",
-             "tensorflow-datasets", "tokenizers", "numpy")
+from rlhf_jax.run import Run, versions
 
 
 def summarise(run: Run, seconds: float) -> dict[str, Any]:
@@ -40,9 +35,10 @@ def summarise(run: Run, seconds: float) -> dict[str, Any]:
                   "platform": jax.devices()[0].platform,
                   "mesh": dict(run.mesh.shape)},
       "seed": run.config.seed,
-      "versions": {"python": platform.python_version()}
-      | {name: importlib.metadata.version(name) for name in _PACKAGES},
+      "versions": versions(),
   }
+  if notes := metrics.read_notes(run.workdir):
+    summary["guards"] = notes
   for content in done.values():
     if config_lib.name_of(content["stage"]) == "evaluate":
       summary |= content["figures"]
@@ -148,7 +144,12 @@ def format_summary(run: Run, summary: dict[str, Any]) -> str:
     parts.append(format_folds(summary["folds"]))
   if "rounds" in summary:
     parts.append(format_rounds(summary["rounds"]))
+  if "guards" in summary:
+    names = sorted({note["guard"] for note in summary["guards"]})
+    parts.append(f"{len(summary['guards'])} warning(s) of guards "
+                 f"({', '.join(names)}): see guards.jsonl")
   files = ("config.json", "metrics.jsonl", "tensorboard", "samples.jsonl",
+           "guards.jsonl",
            "summary.json")
   present = [str(run.workdir / f) for f in files
              if (run.workdir / f).exists() or f == "summary.json"]

@@ -88,10 +88,10 @@ def test_every_stage_says_that_it_is_done(base):
 
 
 @pytest.mark.parametrize("stage, items", [
-    ("sft", {"params", "opt_state"}),
-    ("rm", {"params", "opt_state"}),
+    ("sft", {"params", "opt_state", "scalars"}),
+    ("rm", {"params", "opt_state", "scalars"}),
     ("ppo", {"params", "opt_state", "critic", "critic_opt_state", "ema",
-             "controller"}),
+             "scalars", "metrics"}),
 ])
 def test_a_checkpoint_keeps_its_parts_apart(base, stage, items):
   steps = saved_steps(base.workdir / stage)

@@ -14,8 +14,8 @@ import ml_collections
 import numpy as np
 
 from rlhf_jax import (
-    checkpoint, config as config_lib, labelers, metrics, rollout, sampler,
-    scoring, sharding,
+    checkpoint, config as config_lib, guards, labelers, metrics, rollout,
+    sampler, scoring, sharding,
 )
 from rlhf_jax.evals import (
     constant, divergence, intervals, language_loss, preferences, ranking,
@@ -91,6 +91,10 @@ def run_stage(run: Run, stage: str) -> dict[str, Any]:
         outcomes[settings.baseline].gold)
   write_samples(run, rows, outcomes)
   run.writer.rewind(stage, -1)
+  message = guards.of_evaluation(
+      figures["eval"], settings.policies[-1], settings.baseline)
+  if message and run.config.guards.actions.over_optimised != guards.OFF:
+    run.writer.note(stage, 0, "over_optimised", message)
   run.writer.write(stage, 0, flat_numbers(figures))
   return figures
 
