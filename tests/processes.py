@@ -96,15 +96,22 @@ def start(*args: str, num_devices: int, fault: str = "") -> subprocess.Popen:
 def run(num_processes: int, *args: str, fault: str = "", num_devices: int = 8
         ) -> list[Ended]:
   """Runs the program in so many processes that share `num_devices`."""
+  return wait(start_all(
+      num_processes, *args, fault=fault, num_devices=num_devices))
+
+
+def start_all(num_processes: int, *args: str, fault: str = "",
+              num_devices: int = 8) -> list[subprocess.Popen]:
+  """Starts what `run` runs."""
   own = num_devices // num_processes
   if num_processes == 1:
-    return wait([start(*args, num_devices=own, fault=fault)])
+    return [start(*args, num_devices=own, fault=fault)]
   port = free_port()
-  return wait([
+  return [
       start(f"--coordinator=localhost:{port}",
             f"--num_processes={num_processes}", f"--process_id={i}", *args,
             num_devices=own, fault=fault)
-      for i in range(num_processes)])
+      for i in range(num_processes)]
 
 
 def wait(processes: list[subprocess.Popen]) -> list[Ended]:

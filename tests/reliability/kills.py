@@ -1,0 +1,140 @@
+"""Kills a run at random moments of wall time, starts it again, to its end."""
+
+import dataclasses
+import pathlib
+import random
+import subprocess
+import time
+
+from tests import processes
+
+SAVE, COLLECT, ANY = "in a save", "in collection", "anywhere"
+_POLL = 0.002
+LIMIT = 300  # seconds of one start
+
+
+@dataclasses.dataclass(frozen=True)
+class Kill:
+  """One SIGKILL.
+
+  Attributes:
+    moment: SAVE, COLLECT or ANY.
+    stage: the one that was running, "" before the first.
+    processes: the numbers of those killed; the others end by themselves.
+    seconds: after the start.
+  """
+
+  moment: str
+  stage: str
+  processes: tuple[int, ...]
+  seconds: float
+
+
+class Killer:
+  """Starts a run again and again.
+
+  Args:
+    command: the program's flags, its workdir left out.
+    num_processes: of the run, which share two devices.
+    seed: of the moments.
+    at_least: how many kills have to fall in saves, and in collection.
+    seconds: that a process goes on with the stages before it is killed, at
+      most; what comes before (imports, data) is killed now and then.
+  """
+
+  def __init__(self, command, num_processes: int, seed: int, at_least: int,
+               seconds: float):
+    self._command = command
+    self._num_processes = num_processes
+    self._random = random.Random(seed)
+    self._seconds = seconds
+    self._left = {SAVE: at_least, COLLECT: at_least}
+    self.kills: list[Kill] = []
+
+  def finish(self, workdir: pathlib.Path, num_kills: int) -> None:
+    """Runs to the end, killed until there were `num_kills` in all."""
+    while not self._is_finished(workdir):
+      started = self._start(workdir)
+      if len(self.kills) < num_kills and (
+          kill := self._kill(started, workdir)):
+        self.kills.append(kill)
+      for process in started:
+        process.wait(timeout=LIMIT)
+        if process.returncode not in (0, -9) and self._num_processes == 1:
+          raise AssertionError(process.stdout.read())
+        process.stdout.close()
+
+  def _is_finished(self, workdir) -> bool:
+    return (workdir / "summary.json").exists()
+
+  def _start(self, workdir) -> list[subprocess.Popen]:
+    return processes.start_all(
+        self._num_processes, *self._command, f"--workdir={workdir}",
+        num_devices=2)
+
+  def _kill(self, started, workdir) -> Kill | None:
+    """Waits for a moment and kills; None where the run ended before."""
+    began = time.monotonic()
+    draw, delay = self._random.random(), self._random.uniform(0, self._seconds)
+    wants_save = self._left[SAVE] > 0 and draw < 0.4
+    is_early = draw > 0.9
+    before = _begun(workdir)
+    at = began + delay if is_early else None
+    moment = ANY
+    while all(process.poll() is None for process in started):
+      now = time.monotonic()
+      if at is None and _begun(workdir) != before:
+        at = now + delay  # from here on it is in the stages
+      if at is not None and self._left[COLLECT] > 0 and (
+          _is_collecting(workdir)):
+        moment = COLLECT
+        time.sleep(self._random.uniform(0, self._seconds / 4))
+        break
+      if wants_save and _is_saving(workdir):
+        moment = SAVE
+        time.sleep(self._random.uniform(0, 0.01))
+        break
+      if at is not None and now >= at and not wants_save:
+        break
+      time.sleep(_POLL)
+    victims = self._victims()
+    stage = running_stage(workdir)
+    if all(process.poll() is None for process in started):
+      for number in victims:
+        started[number].kill()
+      for number in victims:
+        started[number].wait()
+      is_there = {SAVE: _is_saving, COLLECT: _is_collecting}
+      if moment in is_there and is_there[moment](workdir):
+        self._left[moment] -= 1  # what it left proves the moment
+      elif moment in is_there:
+        moment = ANY
+      return Kill(moment, stage, victims, time.monotonic() - began)
+    return None
+
+  def _victims(self) -> tuple[int, ...]:
+    numbers = tuple(range(self._num_processes))
+    return self._random.choice([numbers, *((n,) for n in numbers)])
+
+
+def _is_saving(workdir: pathlib.Path) -> bool:
+  """Whether a checkpoint is there in part."""
+  return any("tmp" in path.name for path in workdir.glob("*/checkpoints/*"))
+
+
+def _is_collecting(workdir: pathlib.Path) -> bool:
+  folder = workdir / "collect"
+  return (folder / "settings.json").exists() and not (
+      folder / "done.json").exists()
+
+
+def _begun(workdir: pathlib.Path) -> int:
+  """Changes with every start, once data and settings are checked."""
+  path = workdir / "config.json"
+  return path.stat().st_mtime_ns if path.exists() else 0
+
+
+def running_stage(workdir: pathlib.Path) -> str:
+  begun = [path.parent for path in workdir.glob("*/settings.json")
+           if not (path.parent / "done.json").exists()]
+  return begun[0].name if begun else ""
