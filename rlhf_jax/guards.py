@@ -86,7 +86,7 @@ class Guards:
       numbers = {k: math.nan if v is None else v for k, v in row.items()}
       for name, look in self._looks.items():
         if look(numbers):
-          self._last_warning[name] = row["step"]
+          self._is_due(name, row["step"])
 
   def look(self, step: int, values: Values) -> None:
     """Looks at the numbers of a step.
@@ -125,10 +125,15 @@ class Guards:
           f"{self._stage}, step {step}: the guard {name!r} stops the run. "
           f"{message}\nTo go on all the same, give the same command with "
           f"--config.guards.actions.{name}=warn.")
-    last = self._last_warning.get(name, -_WARNED_AGAIN)
-    if step - last >= _WARNED_AGAIN:
-      self._last_warning[name] = step
+    if self._is_due(name, step):
       self._writer.note(self._stage, step, name, message)
+
+  def _is_due(self, name: str, step: int) -> bool:
+    """Whether a warning is said, or was said just now; notes those said."""
+    if step - self._last_warning.get(name, -_WARNED_AGAIN) < _WARNED_AGAIN:
+      return False
+    self._last_warning[name] = step
+    return True
 
 
 # ------------------------------------------------------------- what each sees
