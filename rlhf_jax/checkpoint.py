@@ -12,7 +12,7 @@ from etils import epath
 import jax
 import orbax.checkpoint as ocp
 
-from rlhf_jax import storage
+from rlhf_jax import faults, storage
 
 preservation_policy = ocp.checkpoint_managers.preservation_policy
 META = "meta"
@@ -92,6 +92,8 @@ class Checkpoints:
           name: ocp.args.StandardRestore(tree)
           for name, tree in items.items()}))
     except (ValueError, KeyError, FileNotFoundError) as error:
+      if faults.explain(error):
+        raise
       raise CheckpointError(
           f"{self.directory}, step {step}: items {sorted(items)} do not fit "
           f"this run's model ({error})") from error

@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 # it connects. Its own connecting aborts from C++ when somebody is missing.
 from jax._src import clusters
 
-from rlhf_jax import rendezvous, watch
+from rlhf_jax import exits, rendezvous, watch
 from rlhf_jax.rendezvous import StartError
 
 # Seconds for whom the watch cannot see: a process that stands still.
@@ -143,7 +143,15 @@ def refuse(message: str) -> NoReturn:
   if _watch is not None:
     _watch.refuse(message)
   print(f"\nerror: {message}", file=sys.stderr)
-  sys.exit(2)
+  sys.exit(exits.REFUSED)
+
+
+def refuse_at_once(message: str) -> NoReturn:
+  """The same from any thread, and nothing more is done or saved."""
+  if _watch is not None:
+    _watch.refuse(message)
+  print(f"\nerror: {message}", file=sys.stderr)
+  watch.exit_now(exits.REFUSED)
 
 
 @contextlib.contextmanager

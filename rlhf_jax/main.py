@@ -16,7 +16,7 @@ from etils import epath
 
 from rlhf_jax import (
     checkpoint, command, compilation, config, distributed, handoff,
-    host_memory, metrics, pipeline, storage,
+    faults, host_memory, lock, metrics, pipeline, storage,
 )
 from rlhf_jax.data.records import DataError
 
@@ -46,7 +46,7 @@ flags.FLAGS.append_flag_values(_START)
 # What a person can mend: one message, no traceback.
 _USER_ERRORS = (
     config.ConfigError, DataError, pipeline.WorkdirError,
-    checkpoint.CheckpointError, storage.StorageError)
+    checkpoint.CheckpointError, storage.StorageError, lock.LockError)
 
 
 def main(argv):
@@ -54,6 +54,7 @@ def main(argv):
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   host_memory.keep_freed_memory()
   logging.set_verbosity(logging.WARNING)  # the libraries' own; ours is printed
+  logging.get_absl_logger().addFilter(faults.is_news)
   workdir = epath.Path(_WORKDIR.value or f"runs/{_CONFIG.value.name}")
   compilation.enable_compilation_cache(workdir)
   try:

@@ -13,10 +13,9 @@ from typing import Any
 from etils import epath
 import jax
 import numpy as np
-import tensorboardX
 import tqdm
 
-from rlhf_jax import distributed, storage
+from rlhf_jax import boards, distributed, storage
 
 _UPLOAD_SECONDS = 30.0
 
@@ -29,7 +28,7 @@ class Writer:
     self._rows = storage.Growing(self._path)
     self._events = storage.Growing(epath.Path(workdir) / "tensorboard")
     self._start = time.monotonic()
-    self._boards: dict[str, tensorboardX.SummaryWriter] = {}
+    self._boards: dict[str, boards.Board] = {}
     self._is_writer = jax.process_index() == 0
 
   def write(self, stage: str, step: int, values: Mapping[str, Any]) -> None:
@@ -44,10 +43,8 @@ class Writer:
     row |= {k: v if math.isfinite(v) else None for k, v in values.items()}
     self._rows.append(json.dumps(row) + "\n")
     if stage not in self._boards:
-      self._boards[stage] = tensorboardX.SummaryWriter(
-          str(self._events.here / stage))
-    for name, value in values.items():
-      self._boards[stage].add_scalar(name, value, step)
+      self._boards[stage] = boards.Board(str(self._events.here / stage))
+    self._boards[stage].add(int(step), values)
     if self._rows.is_due(_UPLOAD_SECONDS):
       self._try_upload()
 
@@ -86,9 +83,15 @@ class Writer:
     self._events.upload()
 
   def close(self, *, is_failing: bool = False) -> None:
-    """Ends; an error already on its way is not hidden by one of uploading."""
-    for board in self._boards.values():
-      board.close()
+    """Ends; an error already on its way is not hidden by one of closing."""
+    try:
+      for board in self._boards.values():
+        board.close()
+    except OSError as error:
+      if not is_failing:
+        raise
+      print(f"\nwarning: TensorBoard's files are not whole: {error}",
+            file=sys.stderr, flush=True)
     self._boards.clear()
     if is_failing:
       self._try_upload()

@@ -1,5 +1,6 @@
 """Eight virtual CPU devices for every test, before JAX starts its backend."""
 
+import json
 import os
 
 # Threads of JAX's CPU client, read when it starts. By default there is one a
@@ -7,5 +8,21 @@ import os
 os.environ.setdefault("NPROC", "64")
 
 import jax
+import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
+
+
+def pytest_addoption(parser):
+  parser.addoption("--account", default="", help="FILE for figures of what was tried, a JSON line each")
+
+
+@pytest.fixture(name="account")
+def _account(request):
+  """`account(name, **figures)` adds a line to the file of --account."""
+  path = request.config.getoption("--account")
+  def add(name, **figures):
+    if path:
+      with open(path, "a") as f:
+        f.write(json.dumps({"test": name, **figures}) + "\n")
+  return add
