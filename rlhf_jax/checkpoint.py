@@ -16,7 +16,7 @@ from etils import epath
 import jax
 import orbax.checkpoint as ocp
 
-from rlhf_jax import fingerprints, storage
+from rlhf_jax import faults, fingerprints, storage
 
 preservation_policy = ocp.checkpoint_managers.preservation_policy
 META = "meta"
@@ -180,6 +180,8 @@ class Checkpoints:
     except jax.errors.JaxRuntimeError:
       raise  # of the device, as when its memory is full
     except Exception as error:  # of orbax and tensorstore: no common base
+      if faults.explain(error):
+        raise
       raise DamagedError(
           f"{place}: cannot be read ({_first_lines(error)})") from error
 

@@ -164,6 +164,14 @@ def refuse(message: str) -> NoReturn:
   sys.exit(exits.REFUSED)
 
 
+def refuse_at_once(message: str) -> NoReturn:
+  """The same from any thread, and nothing more is done or saved."""
+  if _watch is not None:
+    _watch.refuse(message)
+  print(f"\nerror: {message}", file=sys.stderr)
+  watch.exit_now(exits.REFUSED)
+
+
 def leave(message: str, status: int) -> NoReturn:
   """Ends where all processes end, none for the fault of another."""
   if jax.process_index() == 0:

@@ -15,8 +15,9 @@ from absl import logging
 from etils import epath
 
 from rlhf_jax import (
-    checkpoint, command, compilation, config, distributed, exits, guards,
-    handoff, host_memory, interruption, metrics, pipeline, storage,
+    checkpoint, command, compilation, config, distributed, exits, faults,
+    guards, handoff, host_memory, interruption, lock, metrics, pipeline,
+    storage,
 )
 from rlhf_jax.data.records import DataError
 
@@ -46,7 +47,7 @@ flags.FLAGS.append_flag_values(_START)
 # What a person can mend: one message, no traceback.
 _USER_ERRORS = (
     config.ConfigError, DataError, pipeline.WorkdirError,
-    checkpoint.CheckpointError, storage.StorageError)
+    checkpoint.CheckpointError, storage.StorageError, lock.LockError)
 
 
 def main(argv):
@@ -54,6 +55,7 @@ def main(argv):
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   host_memory.keep_freed_memory()
   logging.set_verbosity(logging.WARNING)  # the libraries' own; ours is printed
+  logging.get_absl_logger().addFilter(faults.is_news)
   workdir = epath.Path(_WORKDIR.value or f"runs/{_CONFIG.value.name}")
   compilation.enable_compilation_cache(workdir)
   try:

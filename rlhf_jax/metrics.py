@@ -13,10 +13,9 @@ from typing import Any
 from etils import epath
 import jax
 import numpy as np
-import tensorboardX
 import tqdm
 
-from rlhf_jax import distributed, interruption, storage
+from rlhf_jax import boards, distributed, interruption, storage
 
 _UPLOAD_SECONDS = 30.0
 
@@ -31,7 +30,7 @@ class Writer:
     self._events = storage.Growing(epath.Path(workdir) / "tensorboard")
     self._resumed_at: dict[str, int] = {}
     self._start = time.monotonic()
-    self._boards: dict[str, tensorboardX.SummaryWriter] = {}
+    self._boards: dict[str, boards.Board] = {}
     self._is_writer = jax.process_index() == 0
 
   def write(self, stage: str, step: int, values: Mapping[str, Any]) -> None:
@@ -45,12 +44,10 @@ class Writer:
     row |= as_json(values)
     self._rows.append(json.dumps(row) + "\n")
     if stage not in self._boards:
-      # hides what a killed run wrote after the step it is resumed from
-      self._boards[stage] = tensorboardX.SummaryWriter(
+      self._boards[stage] = boards.Board(
           str(self._events.here / stage),
-          purge_step=self._resumed_at.get(stage, 0) + 1)
-    for name, value in values.items():
-      self._boards[stage].add_scalar(name, value, step)
+          first_step=self._resumed_at.get(stage, 0) + 1)
+    self._boards[stage].add(int(step), values)
     if self._rows.is_due(_UPLOAD_SECONDS):
       self._try_upload()
 
@@ -101,9 +98,15 @@ class Writer:
     self._events.upload()
 
   def close(self, *, is_failing: bool = False) -> None:
-    """Ends; an error already on its way is not hidden by one of uploading."""
-    for board in self._boards.values():
-      board.close()
+    """Ends; an error already on its way is not hidden by one of closing."""
+    try:
+      for board in self._boards.values():
+        board.close()
+    except OSError as error:
+      if not is_failing:
+        raise
+      print(f"\nwarning: TensorBoard's files are not whole: {error}",
+            file=sys.stderr, flush=True)
     self._boards.clear()
     if is_failing:
       self._try_upload()

@@ -1,6 +1,7 @@
 """A run is a list of stages: order, skip, resume, refuse, summary."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+import contextlib
 import json
 import time
 from typing import Any
@@ -10,8 +11,8 @@ import jax
 import ml_collections
 
 from rlhf_jax import (
-    checkpoint, collect, config as config_lib, datasets, distributed, metrics,
-    sharding, storage, streams, summaries,
+    checkpoint, collect, config as config_lib, datasets, distributed, faults,
+    lock, metrics, sharding, storage, streams, summaries,
 )
 from rlhf_jax.evals import stage as evaluate
 from rlhf_jax.run import Run
@@ -41,14 +42,67 @@ def run_all(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
     config.ConfigError: the config contradicts itself or the devices.
     WorkdirError: a stage was begun with other settings.
     DataError: bad data.
-    StorageError: the workdir is in a bucket that cannot be used.
+    LockError: another run has the workdir.
+    StorageError: the workdir cannot be used, or not any more.
   """
-  started = time.monotonic()
   storage.check(workdir, "--workdir", is_written=True)
   workdir = epath.Path(workdir)
   config_lib.validate(
       config, jax.device_count(),
       slice_count=sharding.slice_count(jax.devices()))
+  with storage_faults(config, workdir), alone(workdir):
+    run_stages(config, workdir)
+
+
+def alone(workdir: epath.Path) -> contextlib.AbstractContextManager[None]:
+  """No other run has the workdir meanwhile; process 0 sees to it for all."""
+  if jax.process_index() != 0:
+    return contextlib.nullcontext()
+  return lock.held(workdir, on_lost=distributed.refuse_at_once)
+
+
+@contextlib.contextmanager
+def storage_faults(config, workdir: epath.Path) -> Iterator[None]:
+  """A disk that is full, a bucket that is silent: one message for all of it.
+
+  Raises:
+    StorageError: in the place of such an error, wherever it was raised.
+  """
+  try:
+    yield
+  except Exception as error:
+    fault = faults.explain(error)
+    if fault is None:
+      raise
+    raise storage.StorageError(
+        f"{fault.path or workdir}: {fault.cause}.\n{kept(config, workdir)}\n"
+        f"The way out: {fault.way_out}; then give the same command again, and "
+        "the run goes on.") from error
+
+
+def kept(config, workdir: epath.Path) -> str:
+  """What a run that failed has, in words, as far as that can be read."""
+  try:
+    done = [stage for stage in config.stages
+            if checkpoint.read_done(workdir / stage)]
+    steps = [
+        (stage, int(path.name)) for stage in config.stages
+        if stage not in done and checkpoint.exists(
+            workdir / stage / "checkpoints")
+        for path in (workdir / stage / "checkpoints").iterdir()
+        if path.name.isdigit()]
+  except Exception as error:  # the same failure, most likely
+    return (f"What was saved is kept, but cannot be looked at now ({error}).")
+  stages = f"finished stages ({', '.join(done) or 'none'})"
+  if not steps:
+    return f"Kept: {stages}; no checkpoint of another."
+  stage, step = max(steps, key=lambda found: found[1])
+  return f"Kept: {stages}, and {stage!r} up to its checkpoint of step {step}."
+
+
+def run_stages(config, workdir: epath.Path) -> None:
+  """All that `run_all` does once it has the workdir for itself."""
+  started = time.monotonic()
   check_workdir(config, workdir)
   run = make_run(config, workdir)
   check_inputs(run)

@@ -22,10 +22,15 @@ from etils import epath
 import fsspec
 import numpy as np
 
+from rlhf_jax import faults
+
 # What other processes write must be seen: nothing listed is remembered.
 fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
 # Else each call asks for the kind of the bucket, which few may see.
 os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+for _scheme in ("gs", "gcs"):  # loaded on first use
+  fsspec.register_implementation(
+      _scheme, "rlhf_jax.patience.PatientFileSystem", clobber=True)
 
 _BUCKET = "gs://"
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
@@ -45,12 +50,13 @@ def is_bucket(path: epath.PathLike) -> bool:
 
 
 def check(path: epath.PathLike, name: str, *, is_written: bool) -> None:
-  """Makes sure that a folder can be used; of local ones that is known later.
+  """Makes sure that a folder can be used; of local ones that are only read,
+  that is known later.
 
   Args:
     path: the folder.
     name: how messages call it, as "--workdir".
-    is_written: whether a small object is written and deleted as a probe.
+    is_written: whether a small file is written and deleted as a probe.
 
   Raises:
     StorageError: says what is missing, and the way out.
@@ -61,6 +67,8 @@ def check(path: epath.PathLike, name: str, *, is_written: bool) -> None:
       raise StorageError(
           f"{name}={path}: only local folders and gs://BUCKET/PATH can be "
           "used.")
+    if is_written:
+      _probe_folder(os.path.abspath(path), f"{name}={path}")
     return
   bucket, _, prefix = path.removeprefix(_BUCKET).partition("/")
   if not bucket or not prefix.strip("/"):
@@ -71,6 +79,31 @@ def check(path: epath.PathLike, name: str, *, is_written: bool) -> None:
         f"{name}={path} needs a package that is not installed; run "
         "'pip install gcsfs'.")
   _probe(bucket, prefix.strip("/"), f"{name}={path}", is_written)
+
+
+def _probe_folder(path: str, given: str) -> None:
+  """Writes where the folder is, or would be made, and leaves no trace."""
+  while not os.path.lexists(path):
+    path = os.path.dirname(path)
+  if not os.path.isdir(path):
+    raise StorageError(
+        f"{given}: {path} is there and no folder; give another folder, "
+        "or move it away.")
+  probe = os.path.join(path, f".probe-{uuid.uuid4().hex}")
+  try:
+    file = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+      os.write(file, b"0")
+    finally:
+      os.close(file)
+      os.unlink(probe)
+  except OSError as error:
+    fault = faults.of_errno(error.errno)
+    if fault is None:
+      raise
+    raise StorageError(
+        f"{given}: cannot write in {path}: {fault.cause}; {fault.way_out}, or "
+        "give another folder.") from error
 
 
 def _probe(bucket: str, prefix: str, given: str, is_written: bool) -> None:

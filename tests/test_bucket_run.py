@@ -32,18 +32,6 @@ def stop_collecting(groups):
   return stack
 
 
-def run(config):
-  """The stand-in now and then answers a write without its generation, which
-  ends the run as any lost connection does: it is given again, and resumes."""
-  for _ in range(3):
-    try:
-      return tiny_run.run(config, WORKDIR)
-    except ValueError as error:
-      if "Malformed StorageGeneration" not in str(error):
-        raise
-  raise AssertionError("the stand-in failed three times")
-
-
 @pytest.fixture(name="base", scope="module")
 def _base():
   return tiny_run.base()
@@ -59,11 +47,11 @@ def _calls(base, tmp_path_factory):
       bucket.use_machine(monkeypatch, tmp_path_factory.mktemp("machine"))
       with contextlib.redirect_stdout(io.StringIO()) as out:
         if lost is None:
-          run(base.config)
+          tiny_run.run(base.config, WORKDIR)
         else:
           with (lost, mock.patch.object(metrics.Writer, "close"),
                 pytest.raises(KeyboardInterrupt)):
-            run(base.config)
+            tiny_run.run(base.config, WORKDIR)
       printed.append(out.getvalue())
     yield printed
 

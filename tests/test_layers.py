@@ -11,7 +11,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 # From the lowest to the highest; a module imports its own layer and those
 # below. A package stands for all that is in it.
 LAYERS = (
-    "exits host_memory storage compilation watch rendezvous tree masked sharding",
+    "exits host_memory faults patience storage lock boards compilation watch "
+    "rendezvous tree masked sharding",
     "fingerprints interruption",
     "distributed losses advantages models data config",
     "optimizer train_state checkpoint metrics",
