@@ -40,7 +40,7 @@ MAX_LINE_BYTES = 8 * 2**20
 _MAX_COUNTED_LINE_BYTES = 32 * MAX_LINE_BYTES  # No further, for a message.
 # A few bytes of gzip can stand for a thousand times as many: what unpacks to
 # more than the first, and to so many times its own size, is not read on.
-_MAX_UNPACKED_BYTES, _MAX_UNPACKED_TIMES = 16 * 2**20, 200
+_MAX_UNPACKED_BYTES, _MAX_UNPACKED_TIMES = 16 * 2**20, 100
 
 
 def read(
@@ -281,7 +281,7 @@ def _lines(path: str) -> Iterator[tuple[int, bytes]]:
         if size > limit:
           raise DataError(
               f"{path}:{number}: unpacks to more than {limit} bytes,"
-              f" {_MAX_UNPACKED_TIMES} times its size, as no text does; unpack"
+              f" and {_MAX_UNPACKED_TIMES} times its size, as no text does; unpack"
               " it with gunzip if it is what you want to read"
           )
         yield number, line

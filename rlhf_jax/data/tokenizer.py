@@ -220,10 +220,11 @@ def _check(tokenizer: Tokenizer) -> None:
     )
   ids = sorted(bpe.get_vocab(with_added_tokens=True).values())
   if ids != list(range(len(ids))):
-    wrong = next(i for i, own in enumerate(ids) if i != own)
+    place = next(i for i, own in enumerate(ids) if i != own)
+    wrong = (f"{ids[place]} is there twice" if ids[place] < place
+             else f"{place} is missing")
     raise DataError(
-        f"its {len(ids)} tokens have ids up to {ids[-1]}, and {wrong} is"
-        f" {'missing' if ids[wrong] > wrong else 'free or twice there'}; number"
+        f"its {len(ids)} tokens have ids up to {ids[-1]}, and {wrong}; number"
         " them from 0 on, each once"
     )
   for text in _PROBES:
