@@ -30,6 +30,7 @@ import zlib
 from rlhf_jax import storage
 from rlhf_jax.data import few_shot
 from rlhf_jax.data import records
+from rlhf_jax.data import tfds_files
 from rlhf_jax.data.fields import DataError, short
 from rlhf_jax.data.records import Record
 
@@ -326,6 +327,9 @@ def _read_tfds(name_and_split: str, root: str):
     raise DataError(
         f"'tfds:{name_and_split}' has no split; write 'tfds:NAME/SPLIT'"
     )
+  dataset = re.split("[/:]", name)[0]
+  tfds_files.check(
+      os.path.join(root or tfds.core.constants.DATA_DIR, dataset))
   try:
     builder = tfds.builder(name, data_dir=root or None)
     rows = builder.as_data_source(split)
