@@ -138,3 +138,22 @@ def test_no_value_of_a_key_breaks_it(attempt, experiment):
 
   attempt(st.tuples(st.sampled_from(_paths(experiment)),
                     st.sampled_from(worst)), law, 200)
+
+
+_DEEP = functools.reduce(lambda inner, _: (inner,), range(5000), ())
+
+
+@pytest.mark.parametrize("changes,named", [
+    ({"seed": 10**5000}, "config.seed"),  # too long for repr
+    ({"stages": (10**5000,)}, "config.stages"),
+    ({"rm.fold": (0, 10**5000)}, "config.rm.fold"),
+    ({"model.dtype": 10**5000}, "config.model.dtype"),
+    ({"axis_rules": _DEEP}, "config.axis_rules"),
+    ({"mesh.data": -1, "mesh.fsdp": 2**32, "mesh.tensor": 2**32},
+     "18446744073709551616 devices"),  # 0 in 64 bits
+    ({"rm.num_row_parts": 0}, "config.rm.num_row_parts"),
+])
+def test_what_hypothesis_cannot_draw_or_seldom_does(changes, named):
+  with pytest.raises(ConfigError) as error:
+    config_lib.validate(_changed("ppo_ptx", changes), 1)
+  assert named in str(error.value)

@@ -228,6 +228,16 @@ def test_corrupted_answers_of_candidates_are_named(name):
     assert found is None and message.startswith(f"{path}:{line}: "), message
 
 
+def test_a_rating_needs_a_name_that_can_be_printed():
+  """A line with a rating alone has no ranking to check."""
+  rows = _answered([[1, 2]] * len(_TASKS))
+  reference, _, _ = _on_file(screening.read_reference, b"".join(_lines(rows)))
+  found, message, path = _on_file(
+      lambda path: screening.read_answers([path], reference),
+      b"".join(_lines([{"labeler_id": "\ud800", "demonstration_rating": 6}])))
+  assert found is None and message.startswith(f"{path}:1: "), message
+
+
 # ------------------------------------------------------------ as the loss sees
 
 
