@@ -210,7 +210,7 @@ def _changed(draw, good):
     inner = tree
     for key in parents:
       inner = inner[key]
-    inner[last] = draw(st.sampled_from(_PARTS))
+    inner[last] = copy.deepcopy(draw(st.sampled_from(_PARTS)))
   return json.dumps(tree).encode()
 
 
