@@ -282,7 +282,7 @@ def _lines(path: str) -> Iterator[tuple[int, bytes]]:
         if size > limit:
           raise DataError(
               f"{path}:{number}: unpacks to more than {limit} bytes,"
-              f" and {_MAX_UNPACKED_TIMES} times its size, as no text is; unpack"
+              f" and {_MAX_UNPACKED_TIMES} times its size; unpack"
               " it with gunzip if it is what you want to read"
           )
         yield number, line
