@@ -26,6 +26,7 @@ has learnt can be judged by people it has not seen (InstructGPT 3.4).
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rlhf_jax.data import fields
 from rlhf_jax.data import records
 from rlhf_jax.data import sources
 from rlhf_jax.data.records import DataError
@@ -80,6 +81,7 @@ def read_roster(path: str) -> dict[str, str]:
       raise DataError(
           f"{origin}: a labeler is {{'labeler_id': text, 'group': one of "
           f"{GROUPS}}}, got {records.short(row)}")
+    fields.text(labeler, "labeler_id", origin)
     if row.get("group") not in GROUPS:
       raise DataError(
           f"{origin}: the group of {quoted(labeler)} is "
@@ -150,7 +152,7 @@ def task_of(row: Any, by_id: Mapping[str, Mapping[str, Any]], origin: str,
   for name in unchanged:
     if row.get(name) != task[name]:
       raise DataError(
-          f"{origin}: {name!r} of task {row['task_id']!r} was altered: "
+          f"{origin}: {name!r} of task {quoted(row['task_id'])} was altered: "
           f"{records.short(row.get(name))} instead of "
           f"{records.short(task[name])}; bring the original back")
   return task

@@ -24,6 +24,7 @@ from etils import epath
 
 from rlhf_jax import handoff
 from rlhf_jax import storage
+from rlhf_jax.data import fields
 from rlhf_jax.data import records
 from rlhf_jax.data import sources
 from rlhf_jax.data.records import DataError
@@ -177,7 +178,7 @@ def candidate_of(row: Any, origin: str) -> str:
     raise DataError(
         f"{origin}: no labeler_id in {records.short(row)}; write the "
         "candidate's name into every line")
-  return name
+  return fields.text(name, "labeler_id", origin)
 
 
 def rating_of(row: Mapping[str, Any], origin: str) -> float:

@@ -96,7 +96,7 @@ def mesh_sizes(
 ) -> tuple[int, int, int]:
   """The three sizes with -1 filled in, or a ValueError with both numbers."""
   sizes = [data, fsdp, tensor]
-  known = int(np.prod([s for s in sizes if s != -1]))
+  known = math.prod(s for s in sizes if s != -1)
   asked = f"mesh data={data} fsdp={fsdp} tensor={tensor}"
   if any(s < 1 and s != -1 for s in sizes) or sizes.count(-1) > 1:
     raise ValueError(
@@ -104,9 +104,9 @@ def mesh_sizes(
     )
   if -1 in sizes:
     sizes[sizes.index(-1)] = max(device_count // known, 1)
-  if int(np.prod(sizes)) != device_count:
+  if math.prod(sizes) != device_count:
     raise ValueError(
-        f"{asked} needs {int(np.prod(sizes))} devices, but {device_count} are "
+        f"{asked} needs {math.prod(sizes)} devices, but {device_count} are "
         "present; change config.mesh so that the product is the device count."
     )
   if sizes[0] % slice_count:

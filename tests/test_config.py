@@ -151,7 +151,7 @@ _VIOLATIONS = (
     ("ppo.method.gae_lambda", 1.1, r"gae_lambda = 1.1 must be in \[0, 1\]"),
     ("ppo.method.discount", 0.0, r"discount = 0.0 must be in \(0, 1\]"),
     ("ppo.method.kl_coef", -0.1, "kl_coef = -0.1 must be >= 0"),
-    ("ppo.method.kl_coef", float("nan"), "kl_coef = nan must be >= 0"),
+    ("ppo.method.kl_coef", float("nan"), "kl_coef = nan must be a finite number"),
     ("ppo.method.ptx_coef", -1.0, "ptx_coef = -1.0 must be >= 0"),
     ("ppo.method.kl_target", -1.0, "kl_target = -1.0 must be >= 0"),
     ("ppo.method.ema_decay", 1.0, r"ema_decay = 1.0 must be in \[0, 1\)"),

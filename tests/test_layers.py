@@ -136,6 +136,7 @@ def test_experiments_are_settings_only():
         "experiments", "experiments.common"}
 
 
-@pytest.mark.parametrize("package", ["tensorflow", "torch", "pickle", "dill"])
+@pytest.mark.parametrize("package", [
+    "tensorflow", "torch", "pickle", "dill", "cloudpickle", "marshal", "shelve"])
 def test_is_imported_nowhere(package):
   assert not [m for m in imports() if package in packages(m)]

@@ -1,11 +1,14 @@
 """Every rule that binds several keys of an experiment, checked beforehand.
 
 `validate` needs no device and writes nothing; it raises one `ConfigError` that
-lists all violations, each with its numbers, its keys and a way out.
+lists all violations, each with its numbers, its keys and a way out: of what
+keys there are, or of what they hold, or else of ranges and rules together.
 `stage_keys` and `differing` tell whether a finished stage still fits.
 
+  values.py  whether a value is a number, a text or names
   names.py   what stages there are, what each reads, and whom
   keys.py    every key and its range
+  types.py   what each key holds
   rules.py   rules of stages, models and data
   meshes.py  what must divide over the devices
 """
@@ -26,6 +29,7 @@ from rlhf_jax.config.names import (
 from rlhf_jax.config.rules import (
     data_errors, file_errors, model_errors, reading_errors, stage_errors,
 )
+from rlhf_jax.config.types import stages_errors, top_errors, type_errors
 from rlhf_jax.data import records
 
 __all__ = (
@@ -67,8 +71,11 @@ def validate(
     ConfigError: with all that is wrong, one rule a line.
   """
   tree = config.to_dict()
+  _raise(stages_errors(tree))
   _raise(stage_list_errors(tree))
+  _raise(top_errors(tree))
   _raise(key_errors(tree))
+  _raise(type_errors(tree))
   _raise((
       *range_errors(tree),
       *reading_errors(tree, check_inputs),

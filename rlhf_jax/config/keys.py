@@ -6,6 +6,7 @@ from typing import Any
 from rlhf_jax.config.names import (
     STAGES, Tree, at, is_weighted, kind_of, uses_smallworld,
 )
+from rlhf_jax.config.values import is_whole, shown
 from rlhf_jax.models.transformer import ATTENTION_PATTERNS, REMAT_POLICIES
 
 _TOP = ("name seed stages inputs model rm_model mesh axis_rules decode data "
@@ -166,7 +167,7 @@ def stage_list_errors(tree: Tree) -> Iterator[str]:
 def key_errors(tree: Tree) -> Iterator[str]:
   stages = [name for name in tree if kind_of(name)]  # listed or not
   yield from _set_errors("config", tree, _TOP, extra=stages)
-  for path, name in _sub_trees(tree):
+  for path, name in sub_trees(tree):
     found = at(tree, path)
     if isinstance(found, dict):  # else its parent says that it is missing
       yield from _set_errors(f"config.{path}", found, keys_of(name))
@@ -188,7 +189,7 @@ def keys_of(name: str) -> list[str]:
 
 
 def range_errors(tree: Tree) -> Iterator[str]:
-  for path, name in _sub_trees(tree):
+  for path, name in sub_trees(tree):
     if name == "smallworld" and not uses_smallworld(tree):
       continue
     for claim, keys in KEYS[name].items():
@@ -196,14 +197,14 @@ def range_errors(tree: Tree) -> Iterator[str]:
         value = at(tree, path)[key]
         if claim == "one of":
           if value not in _ONE_OF[key]:
-            yield (f"config.{path}.{key} = {value!r} must be one of "
+            yield (f"config.{path}.{key} = {shown(value)} must be one of "
                    f"{_ONE_OF[key]}.")
         elif not _CLAIMS[claim](value):
-          yield f"config.{path}.{key} = {value!r} must be {claim}."
+          yield f"config.{path}.{key} = {shown(value)} must be {claim}."
 
 
-def _sub_trees(tree: Tree) -> Iterator[tuple[str, str]]:
-  """(its path in the config, its name in KEYS)."""
+def sub_trees(tree: Tree) -> Iterator[tuple[str, str]]:
+  """(path in the config, name in KEYS) of every sub-tree that is used."""
   yield from (("model", "model"), ("rm_model", "model"))
   yield from ((name, name) for name in (
       "mesh", "decode", "data", "smallworld", "labelers", "guards",
@@ -225,7 +226,7 @@ def is_best(value: Any) -> bool:
 def is_fold(value: Any) -> bool:
   """Whether it is (index, count), as `streams.labeler_groups` takes them."""
   if not isinstance(value, (tuple, list)) or len(value) != 2 or not all(
-      isinstance(number, int) for number in value):
+      map(is_whole, value)):
     return False
   index, count = value
   return 2 <= count and 0 <= index < count

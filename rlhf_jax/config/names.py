@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
+from rlhf_jax.config.values import is_real, is_text
+
 Tree = dict[str, Any]
 # Stage -> which rules its sub-tree follows.
 STAGES = {
@@ -109,8 +111,8 @@ def is_weighted(value: Any) -> bool:
   """Whether it is ((stage, weight), ...), each stage once, weights above 0."""
   if not isinstance(value, (tuple, list)) or not value or not all(
       isinstance(pair, (tuple, list)) and len(pair) == 2
-      and isinstance(pair[0], str) and isinstance(pair[1], (int, float))
-      and pair[1] > 0 for pair in value):
+      and is_text(pair[0]) and is_real(pair[1]) and pair[1] > 0
+      for pair in value):
     return False
   return len({name for name, _ in value}) == len(value)
 

@@ -255,8 +255,8 @@ def _rm_errors(tree: Tree, stage: str) -> Iterator[str]:
     yield (f"config.{stage}.block_rows = {settings['block_rows']} rows of "
            f"{length} tokens cannot hold {responses} responses of {pair} "
            f"tokens with their prompt; use {-(-responses // in_row)}.")
-  if settings["block_rows"] % settings["num_row_parts"]:
-    rows, parts = settings["block_rows"], settings["num_row_parts"]
+  rows, parts = settings["block_rows"], settings["num_row_parts"]
+  if parts > 0 and rows % parts:
     yield (f"config.{stage}.block_rows = {rows} do not divide into "
            f"num_row_parts = {parts}; use e.g. {math.gcd(rows, parts)}.")
   if name_of(settings["init_from"]) in POLICIES:

@@ -20,6 +20,7 @@ from tensorflow_datasets.proto import tf_feature_pb2
 from rlhf_jax import storage
 from rlhf_jax.data import records
 from rlhf_jax.data import sources
+from rlhf_jax.data import tfds_files
 from rlhf_jax.data.rows import Row
 
 Example = dict[str, Any]
@@ -158,8 +159,9 @@ class Split(Sequence):
   """Rows of one split by index, as dicts of text, lists and int32 arrays."""
 
   def __init__(self, kind: str, data_dir: str, split: str):
-    builder = tfds.builder_from_directory(
-        storage.local_folder(folder(kind, data_dir)))
+    directory = storage.local_folder(folder(kind, data_dir))
+    tfds_files.check(directory)
+    builder = tfds.builder_from_directory(directory)
     self._kind = kind
     self._rows = ()
     if split in builder.info.splits:

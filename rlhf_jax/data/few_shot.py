@@ -162,6 +162,8 @@ def _as_list(examples: Any) -> Any:
   if isinstance(examples, dict) and all(
       isinstance(column, list) for column in examples.values()
   ):
+    if len({len(column) for column in examples.values()}) > 1:
+      return examples  # Some would be lost; refused, as it is no list.
     columns = zip(*examples.values())
     return [dict(zip(examples, values)) for values in columns]
   return examples

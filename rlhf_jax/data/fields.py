@@ -37,7 +37,15 @@ def text(
 
 
 def short(value: Any) -> str:
-  """A value as messages show it: JSON, cut at 80 characters."""
-  shown = value if isinstance(value, str) else json.dumps(value, default=str)
+  """A value as messages show it: JSON on one line, cut at 80 characters."""
+  try:
+    shown = value if isinstance(value, str) else json.dumps(value, default=str)
+  except RecursionError:
+    shown = f"(a {type(value).__name__} nested too deep to show)"
   shown = shown.strip()
-  return shown if len(shown) <= 80 else shown[:77] + "..."
+  return printable(shown if len(shown) <= 80 else shown[:77] + "...")
+
+
+def printable(text: str) -> str:
+  """`text` with escapes for what a terminal would obey or could not show."""
+  return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

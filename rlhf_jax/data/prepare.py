@@ -14,6 +14,7 @@ import tabulate
 from rlhf_jax import storage
 from rlhf_jax.data import builders
 from rlhf_jax.data import cleaning
+from rlhf_jax.data import fields
 from rlhf_jax.data import records
 from rlhf_jax.data import sources
 from rlhf_jax.data import splits
@@ -143,7 +144,7 @@ def _dropped_table(report) -> str:
 
 
 def _one_line(text: str, limit: int) -> str:
-  text = " ".join(text.split())
+  text = fields.printable(" ".join(text.split()))
   return text if len(text) <= limit else text[: limit - 3] + "..."
 
 

@@ -58,6 +58,8 @@ _FIELDS = {
 # Optional field -> what others call it.
 _ALIASES = {"labeler_id": ("labeler",), "category": ("scenario", "domain")}
 
+_MAX_DEPTH = 32  # Of metadata; a list of flat objects has 2.
+
 Record = dict[str, Any]
 
 
@@ -112,8 +114,24 @@ def check(row: Any, kind: str, origin: str) -> Record:
       value = str(value)
     record[name] = fields.text(value, key, origin)
   if kind == "comparisons" and row.get("metadata") is not None:
-    record["metadata"] = row["metadata"]
+    record["metadata"] = _shallow(row["metadata"], "metadata", origin)
   return record
+
+
+def _shallow(value: Any, name: str, origin: str) -> Any:
+  """`value`, if what writes and reads it again does not run out of stack."""
+  level = [value]
+  for _ in range(_MAX_DEPTH):
+    level = [
+        inner for outer in level if isinstance(outer, (dict, list))
+        for inner in (outer.values() if isinstance(outer, dict) else outer)
+    ]
+  if any(isinstance(inner, (dict, list)) for inner in level):
+    raise DataError(
+        f"{origin}: {name!r} is nested more than {_MAX_DEPTH} deep; write it"
+        " flatter, or leave it out"
+    )
+  return value
 
 
 def _present(row: Record, name: str) -> str | None:

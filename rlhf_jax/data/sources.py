@@ -30,6 +30,7 @@ import zlib
 from rlhf_jax import storage
 from rlhf_jax.data import few_shot
 from rlhf_jax.data import records
+from rlhf_jax.data import tfds_files
 from rlhf_jax.data.fields import DataError, short
 from rlhf_jax.data.records import Record
 
@@ -37,6 +38,10 @@ _WEIGHTED = re.compile(r"(?P<path>.*\S)\s*=(?P<weight>[^=/]*)")
 _EXTENSION = re.compile(r"\.[A-Za-z]")
 # Of one line of a file, its end counted; no more is read at a time.
 MAX_LINE_BYTES = 8 * 2**20
+_MAX_COUNTED_LINE_BYTES = 32 * MAX_LINE_BYTES  # No further, for a message.
+# A few bytes of gzip can stand for a thousand times as many: what unpacks to
+# more than the first, and to so many times its own size, is not read on.
+_MAX_UNPACKED_BYTES, _MAX_UNPACKED_TIMES = 16 * 2**20, 100
 
 
 def read(
@@ -255,22 +260,31 @@ def json_lines(path: str) -> Iterator[tuple[Any, str]]:
   That of rosters and ranked tasks may lie in a bucket.
 
   Raises:
-    DataError: the file cannot be read, or a line is longer than
-      `MAX_LINE_BYTES` or not JSON in UTF-8.
+    DataError: the file cannot be read or unpacks to something enormous, or a
+      line is longer than `MAX_LINE_BYTES` or not JSON in UTF-8.
   """
   return _read_jsonl([path])
 
 
 def _lines(path: str) -> Iterator[tuple[int, bytes]]:
   """Numbered lines; the errors of a file or of its compression get a name."""
-  number = 0
+  number, size = 0, 0
   opener = gzip.open if path.endswith(".gz") else open
   try:
-    with opener(storage.local_copy(path), "rb") as f:
+    local = storage.local_copy(path)
+    limit = _size_limit(local, opener)
+    with opener(local, "rb") as f:
       while line := f.readline(MAX_LINE_BYTES + 1):
         number += 1
+        size += len(line)
         if len(line) > MAX_LINE_BYTES:
           raise DataError(_too_long(path, number, line, f))
+        if size > limit:
+          raise DataError(
+              f"{path}:{number}: unpacks to more than {limit} bytes,"
+              f" and {_MAX_UNPACKED_TIMES} times its size; unpack"
+              " it with gunzip if it is what you want to read"
+          )
         yield number, line
   except (EOFError, zlib.error, gzip.BadGzipFile) as error:
     raise DataError(
@@ -281,13 +295,25 @@ def _lines(path: str) -> Iterator[tuple[int, bytes]]:
     raise DataError(f"{path}: cannot be read ({error.strerror})") from None
 
 
+def _size_limit(path: os.PathLike | str, opener: Callable) -> float:
+  """How many bytes may be read of a file."""
+  if opener is open:
+    return math.inf
+  packed = os.stat(path).st_size
+  return max(_MAX_UNPACKED_BYTES, packed * _MAX_UNPACKED_TIMES)
+
+
 def _too_long(path: str, number: int, line: bytes, f: BinaryIO) -> str:
   """The message for a line that starts with `line` and goes on in `f`."""
   size = len(line)
-  while not line.endswith(b"\n") and (line := f.readline(MAX_LINE_BYTES)):
+  while (
+      size < _MAX_COUNTED_LINE_BYTES and not line.endswith(b"\n")
+      and (line := f.readline(MAX_LINE_BYTES))
+  ):
     size += len(line)
+  known = "" if line.endswith(b"\n") or not line else "at least "
   return (
-      f"{path}:{number}: the line has {size} bytes, more than the"
+      f"{path}:{number}: the line has {known}{size} bytes, more than the"
       f" {MAX_LINE_BYTES} that a row may have; split its text into several"
       " rows"
   )
@@ -301,6 +327,9 @@ def _read_tfds(name_and_split: str, root: str):
     raise DataError(
         f"'tfds:{name_and_split}' has no split; write 'tfds:NAME/SPLIT'"
     )
+  dataset = re.split("[/:]", name)[0]
+  tfds_files.check(
+      os.path.join(root or tfds.core.constants.DATA_DIR, dataset))
   try:
     builder = tfds.builder(name, data_dir=root or None)
     rows = builder.as_data_source(split)

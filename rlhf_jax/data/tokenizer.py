@@ -4,8 +4,10 @@ The end of a text is `<|endoftext|>`, which models learn to write. Padding is
 another id, one past the vocabulary, so that it can be neither sampled nor
 confused with the end (SPEC: pad != EOS). Text from people never yields
 special ids: "<|endoftext|>" inside a prompt is encoded as the characters it is.
+A file from somebody else that would have it otherwise is refused.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -21,10 +23,19 @@ from tokenizers import pre_tokenizers
 from tokenizers import trainers
 
 from rlhf_jax import storage
+from rlhf_jax.data import fields
 from rlhf_jax.data.records import DataError
 
 END = "<|endoftext|>"
 _FILE = "tokenizer.json"
+_MAX_FILE_BYTES = 256 * 2**20  # A vocabulary of a million has a tenth of it.
+# What a tokenizer is tried on when loaded: every byte, more than one of a
+# character, nothing, blanks, a long word, and the end as people may write it.
+_PROBES = (
+    "", " ", "\n\n", "a" * 300, bytes(range(256)).decode("latin-1"),
+    "\u00e9\u4e2d\U0001f41d\U0010ffff", "Some words, 12 numbers.",
+    END, f"a{END}b", f" {END} {END}\n", END.upper(),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,17 +58,37 @@ class Tokenizer:
     self.bpe.encode_special_tokens = True
 
   def encode(self, text: str) -> list[int]:
-    return self.bpe.encode(text, add_special_tokens=False).ids
+    """The ids of a text, never the end's.
+
+    Raises:
+      DataError: a file's own rules break on the text, or make it the end.
+    """
+    with _rust_errors(f"cannot encode {text[:60]!r}"):
+      ids = self.bpe.encode(text, add_special_tokens=False).ids
+    return self._without_end(ids, text)
 
   def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-    encoded = self.bpe.encode_batch_fast(list(texts), add_special_tokens=False)
-    return [e.ids for e in encoded]
+    """`encode` of each text, in the library's threads."""
+    texts = list(texts)
+    with _rust_errors(f"cannot encode one of {len(texts)} texts"):
+      encoded = self.bpe.encode_batch_fast(texts, add_special_tokens=False)
+    return [self._without_end(e.ids, text) for e, text in zip(encoded, texts)]
+
+  def _without_end(self, ids: list[int], text: str) -> list[int]:
+    if self.eos_id in ids:
+      raise DataError(
+          f"the text {text[:60]!r} would become the end token {END};"
+          " mark it as special among 'added_tokens', and let neither 'merges'"
+          " nor 'unk_token' make it"
+      )
+    return ids
 
   def decode(self, ids: Iterable[int]) -> str:
     """The text of `ids`, the end and padding left out."""
     real = [int(i) for i in ids]
     real = [i for i in real if 0 <= i < self.vocab_size and i != self.eos_id]
-    return self.bpe.decode(real, skip_special_tokens=True)
+    with _rust_errors(f"cannot decode {fields.short(real)}"):
+      return self.bpe.decode(real, skip_special_tokens=True)
 
   @functools.cached_property
   def vocab_size(self) -> int:
@@ -113,26 +144,32 @@ def load(spec: str) -> Tokenizer:
       as "VOCAB.json,MERGES.txt".
 
   Raises:
-    DataError: a file is missing, is not a tokenizer, or has no end token.
+    DataError: a file is missing, is not a tokenizer, has no end token, or
+      does to text what it must not (see `_check`).
   """
   try:
-    if "," in spec:
-      vocab, merges = (part.strip() for part in spec.split(",", 1))
-      return _load_pair(vocab, merges)
-    path = epath.Path(spec)
-    path = path / _FILE if path.is_dir() else path
-    _require(path)
-    return Tokenizer(tokenizers.Tokenizer.from_str(path.read_text()))
+    with _rust_errors("cannot be read"):
+      tokenizer = Tokenizer(_read(spec))
+    _check(tokenizer)
+    return tokenizer
   except DataError as error:
-    raise DataError(f"tokenizer {spec!r}: {error}") from None
-  except Exception as error:  # The Rust library raises bare Exceptions.
     raise DataError(
-        f"tokenizer {spec!r} cannot be read ({error}); give a {_FILE}, a"
-        " folder with one, or 'VOCAB.json,MERGES.txt'"
+        f"tokenizer {spec!r}: {error}; give a {_FILE}, a folder with one, or"
+        " 'VOCAB.json,MERGES.txt'"
     ) from None
 
 
-def _load_pair(vocab: str, merges: str) -> Tokenizer:
+def _read(spec: str) -> tokenizers.Tokenizer:
+  if "," in spec:
+    vocab, merges = (part.strip() for part in spec.split(",", 1))
+    return _read_pair(vocab, merges)
+  path = epath.Path(spec)
+  path = path / _FILE if path.is_dir() else path
+  _require(path)
+  return tokenizers.Tokenizer.from_str(path.read_text())
+
+
+def _read_pair(vocab: str, merges: str) -> tokenizers.Tokenizer:
   _require(vocab)
   _require(merges)
   vocab, merges = (os.fspath(storage.local_copy(p)) for p in (vocab, merges))
@@ -141,7 +178,7 @@ def _load_pair(vocab: str, merges: str) -> Tokenizer:
   bpe = _byte_level(models.BPE.from_file(vocab, merges))
   if has_end:  # Marks the id it already has; would else add a new one.
     bpe.add_special_tokens([END])
-  return Tokenizer(bpe)
+  return bpe
 
 
 def _byte_level(model: models.BPE) -> tokenizers.Tokenizer:
@@ -154,3 +191,66 @@ def _byte_level(model: models.BPE) -> tokenizers.Tokenizer:
 def _require(path: epath.PathLike) -> None:
   if not epath.Path(path).is_file():
     raise DataError(f"no file {str(path)!r}")
+  if (size := epath.Path(path).stat().length) > _MAX_FILE_BYTES:
+    raise DataError(
+        f"{str(path)!r} has {size} bytes, more than {_MAX_FILE_BYTES}"
+    )
+
+
+def _check(tokenizer: Tokenizer) -> None:
+  """Refuses what a file can ask for and a model must not be given.
+
+  Raises:
+    DataError: texts are cut or filled up, encoded by chance, cannot be encoded
+      or decoded, become the end, or change each time they are decoded and
+      encoded again; or ids do not count from 0 on, so that a model's table
+      would have no row for some.
+  """
+  bpe = tokenizer.bpe
+  for name in ("truncation", "padding"):
+    if getattr(bpe, name) is not None:
+      raise DataError(
+          f"its {name!r} is {fields.short(getattr(bpe, name))}, which would"
+          " change every text unseen; set it to null"
+      )
+  if dropout := getattr(bpe.model, "dropout", None):
+    raise DataError(
+        f"its 'dropout' is {dropout:g}, so that a text has other ids each time;"
+        " set it to null"
+    )
+  ids = sorted(bpe.get_vocab(with_added_tokens=True).values())
+  if ids != list(range(len(ids))):
+    place = next(i for i, own in enumerate(ids) if i != own)
+    wrong = (f"{ids[place]} is there twice" if ids[place] < place
+             else f"{place} is missing")
+    raise DataError(
+        f"its {len(ids)} tokens have ids up to {ids[-1]}, and {wrong}; number"
+        " them from 0 on, each once"
+    )
+  for text in _PROBES:
+    first = tokenizer.decode(tokenizer.encode(text))
+    again = tokenizer.decode(tokenizer.encode(first))
+    if again != first:
+      raise DataError(
+          f"what it decodes, {first[:60]!r}, it does not read as such"
+          f" but as {again[:60]!r}; correct its 'decoder' and"
+          " 'post_processor'"
+      )
+
+
+@contextlib.contextmanager
+def _rust_errors(what: str):
+  """Errors of the library, also those of its own mistakes, as a DataError.
+
+  It raises bare Exceptions. Where it panics, that is no Exception, and of a
+  class that cannot be imported.
+  """
+  try:
+    yield
+  except DataError:
+    raise
+  except BaseException as error:
+    if not (isinstance(error, Exception)
+            or type(error).__name__ == "PanicException"):
+      raise
+    raise DataError(f"{what} ({fields.short(str(error))})") from None

@@ -104,7 +104,7 @@ def test_bad_files_are_named(tmp_path):
   for spec, message in (
       (f"{tmp_path}/none.json", "none.json'.*no file"),
       (f"{tmp_path}", "no file '.*tokenizer.json'"),
-      (f"{tmp_path}/bad.json", "bad.json' cannot be read"),
+      (f"{tmp_path}/bad.json", "bad.json': cannot be read"),
       (f"{tmp_path}/v.json,{tmp_path}/none.txt", "no file"),
       (f"{tmp_path}/bad.json,{tmp_path}/m.txt", "no <|endoftext|>"),
       (f"{tmp_path}/v.json,{tmp_path}/m.txt", "has no <|endoftext|>"),
