@@ -1,4 +1,5 @@
-"""Eight virtual CPU devices for every test, before JAX starts its backend."""
+"""Eight virtual CPU devices for every test, before JAX starts its backend, and
+one folder for all workers, before they start."""
 
 import os
 
@@ -8,4 +9,7 @@ os.environ.setdefault("NPROC", "64")
 
 import jax
 
+from tests import shared
+
+shared.folder()
 jax.config.update("jax_num_cpu_devices", 8)
