@@ -41,9 +41,9 @@ program=$(quoted srun --kill-on-bad-exit=0 --wait=60 --label \
   python -m rlhf_jax.main --distributed "--config=$config" \
   "--workdir=$workdir" ${extra[@]+"${extra[@]}"})
 
-# SIGTERM before the time limit goes to the processes, not to this shell. Where
-# the shell has it as well, SLURM preempts the job, and requeues it by itself, or
-# somebody cancels it: the shell only waits until the processes have saved.
+# SIGTERM before the time limit goes to the processes, not to the job's shell.
+# Where the shell has it as well, SLURM preempts the job, and requeues it by
+# itself, or somebody cancels it: the shell waits until all have saved.
 job="#!/bin/bash
 failures=$(quoted "$workdir/logs/slurm-")\$SLURM_JOB_ID.failures
 trap 'ended=yes; trap \"\" TERM' TERM

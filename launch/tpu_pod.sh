@@ -18,8 +18,9 @@
 #   --provisioning     spot, reserved or guaranteed, and on demand (spot)
 #   --python=NAME      installed there by apt (python3.11)
 #   --poll=SECONDS     between looks at the queue (30)
-#   --max-restarts=N   runs again after a failure on a healthy slice (10);
-#                      preemptions are not counted
+#   --max-restarts=N   runs again after a failure on a healthy slice (10), but
+#                      not after one that no restart mends; preemptions are not
+#                      counted
 #   --dry-run          print the commands only
 #
 # Every worker's log goes to WORKDIR/logs once a minute. `up` leaves the slice
@@ -123,7 +124,7 @@ $python -m venv venv && venv/bin/pip install -q -e 'rlhf_jax[tpu,gcs]'"
 
 # What a former run left holds the chips, so it is ended first; the pattern
 # begins the command line, as that of the shell which runs this does not. When
-# the machine goes, `tee` outlives SIGTERM and the lost terminal, for the program
+# the machine goes, `tee` outlives SIGTERM and the lost terminal: the program
 # writes to it while it saves.
 run_once() {
   local program log
@@ -131,8 +132,8 @@ run_once() {
     "--config=$config" "--workdir=$workdir" ${extra[@]+"${extra[@]}"})
   log="$(quoted "$workdir/logs/")\$(hostname).log"
   on_all_workers "cd rlhf_jax; pattern='^[^ ]*/python -u -m rlhf_jax.main'; \
-pkill -f \"\$pattern\"; for i in {1..60}; do pgrep -f \"\$pattern\" > /dev/null \
-|| break; sleep 1; done; pkill -KILL -f \"\$pattern\"; \
+pkill -f \"\$pattern\"; for i in {1..60}; do \
+pgrep -f \"\$pattern\" > /dev/null || break; sleep 1; done; pkill -KILL -f \"\$pattern\"; \
 (while sleep 60; do gcloud storage cp -q ../run.log $log; done) \
 > /dev/null 2>&1 & \
 uploads=\$!; $program 2>&1 | (trap '' TERM HUP; exec tee -p -a ../run.log); \

@@ -1,6 +1,7 @@
 """The launch scripts: clean, what they would run, what they do at the end of a
 program, and one run of local.sh."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -166,9 +167,7 @@ def test_local_runs_all_to_the_end(tmp_path):
   assert {p.name for p in logs.iterdir()} == {"process-0.log", "process-1.log"}
 
 
-# ------------------------------------------------------------ exit statuses
-#
-# Stand-ins of the program, of SLURM and of gcloud: shell commands.
+# -------- exit statuses, of stand-ins for the program, for SLURM and gcloud
 
 ONCE = "([[ ! -e $HOME/once ]] || exit 0; touch $HOME/once; exit {})"
 
@@ -179,15 +178,21 @@ def script(path, body):
   return path
 
 
+@contextlib.contextmanager
 def start(command, folder, **environment):
   """Starts it where commands in `folder` come before all others, and where
   Ctrl-C is heeded."""
-  return subprocess.Popen(
+  process = subprocess.Popen(
       [shutil.which("bash"), *command], text=True, cwd=processes.ROOT,
       env=os.environ | {"PATH": f"{folder}:{os.environ['PATH']}",
                         "HOME": str(folder)} | environment,
       stdout=subprocess.PIPE, stderr=subprocess.PIPE,
       preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+  try:
+    yield process
+  finally:
+    process.kill()
+    process.wait()
 
 
 def finished(command, folder, **environment):
@@ -199,8 +204,8 @@ def finished(command, folder, **environment):
 
 def stand_in(folder, body):
   """local.sh with two processes that do what `body` says; `i` is the number."""
-  program = script(folder / "program",
-                   f'all="$*"; i=${{all##*--process_id=}}; i=${{i%% *}}\n{body}')
+  number = 'all="$*"; i=${all##*--process_id=}; i=${i%% *}'
+  program = script(folder / "program", f"{number}\n{body}")
   return [str(LAUNCH / "local.sh"), "--processes=2", "--config=c.py",
           f"--workdir={folder / 'run'}", f"--python={program}"]
 
@@ -246,7 +251,8 @@ def test_local_ends_all_and_says_which_failed(tmp_path):
 
 def told(tmp_path, body, *signals, grace=60):
   """(status, the log of process 1) of local.sh once it had these signals."""
-  body = f"{body}; touch $HOME/ready-$i; while true; do sleep 0.1; done"
+  body = (f"{body}; touch $HOME/ready-$i; "
+          "for ((n = 0; n < 600; n++)); do sleep 0.1; done")
   with start(stand_in(tmp_path, body) + [f"--grace={grace}",
                                          "--max-restarts=9"],
              tmp_path) as process:
@@ -310,8 +316,8 @@ def test_slurm_requeues_where_that_helps(job, status, times, expected,
 
 
 def test_slurm_waits_for_a_preempted_job_and_leaves_it_to_slurm(job, tmp_path):
-  srun = "kill -TERM $PPID; sleep 0.5; echo saved; exit 75"
-  script(tmp_path / "srun", srun)
+  script(tmp_path / "srun",
+         "kill -TERM $PPID; sleep 0.5; echo saved; exit 75")
   status, out, _ = finished([str(job)], tmp_path, SLURM_JOB_ID="1")
   assert (status, out) == (exits.PREEMPTED, "saved\n")
 
@@ -340,5 +346,4 @@ echo "{ended} $status"
   found, _, err = finished(
       [str(LAUNCH / "tpu_pod.sh"), *SETTINGS["tpu_pod.sh"],
        "--max-restarts=1", "--poll=1"], tmp_path)
-  count = len((tmp_path / "runs").read_text())
-  assert (found, count) == (status, runs), err
+  assert (found, len((tmp_path / "runs").read_text())) == (status, runs), err
