@@ -133,7 +133,8 @@ run_once() {
   log="$(quoted "$workdir/logs/")\$(hostname).log"
   on_all_workers "cd rlhf_jax; pattern='^[^ ]*/python -u -m rlhf_jax.main'; \
 pkill -f \"\$pattern\"; for i in {1..60}; do \
-pgrep -f \"\$pattern\" > /dev/null || break; sleep 1; done; pkill -KILL -f \"\$pattern\"; \
+pgrep -f \"\$pattern\" > /dev/null || break; sleep 1; done; \
+pkill -KILL -f \"\$pattern\"; \
 (while sleep 60; do gcloud storage cp -q ../run.log $log; done) \
 > /dev/null 2>&1 & \
 uploads=\$!; $program 2>&1 | (trap '' TERM HUP; exec tee -p -a ../run.log); \
