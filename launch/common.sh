@@ -6,6 +6,12 @@
 #   need name "what it is"          once for each that must be there; then
 #   all_given
 
+# Exit statuses of the program, as rlhf_jax/exits.py explains them.
+REFUSED=2
+STOPPED=3
+PREEMPTED=75
+INTERRUPTED=130
+
 dry_run=""
 extra=()
 missing=()
@@ -88,4 +94,27 @@ run() {
   else
     "$@"
   fi
+}
+
+# Of the statuses of a run's processes, in the order in which they ended, the
+# one by which to go on: that of one which knows why, else the first failure.
+telling() {
+  local known status
+  for known in $REFUSED $STOPPED $INTERRUPTED $PREEMPTED; do
+    for status in "$@"; do
+      [[ $status != "$known" ]] || { echo "$status"; return; }
+    done
+  done
+  for status in "$@"; do
+    [[ $status == 0 ]] || { echo "$status"; return; }
+  done
+  echo 0
+}
+
+# After the status $1 no start helps, or none is wanted.
+is_final() {
+  case $1 in
+    0 | "$REFUSED" | "$STOPPED" | "$INTERRUPTED") ;;
+    *) false ;;
+  esac
 }

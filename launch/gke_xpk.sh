@@ -25,7 +25,7 @@
 #   --dry-run          print the commands only
 #
 # A preempted or failed run is started again by the cluster with the same
-# command, and so resumes.
+# command, and so resumes; one that is refused, or stopped by a guard, is not.
 
 set -euo pipefail
 # shellcheck source=launch/common.sh
@@ -82,14 +82,16 @@ RUN pip install --no-cache-dir -e '.[tpu,gcs]'"
   run docker push "$docker_image"
 }
 
-# The others of a preempted process end with an error of their own: it counts
-# as one of the program, which must be started again as well.
+# Of the statuses up to 126 only those named start it again; xpk itself adds 127
+# to 255, those of killed processes. The program stands in the place of the
+# shell, to which SIGTERM goes.
 submit() {
   run xpk workload create "${here[@]}" --workload="$name" \
     --tpu-type="$tpu_type" --num-slices="$num_slices" \
     --docker-image="$docker_image" --max-restarts="$max_restarts" \
-    --restart-on-user-code-failure \
-    "--command=cd /rlhf_jax && $(quoted python -u -m rlhf_jax.main \
+    "--restart-on-exit-codes=1,$PREEMPTED" \
+    --termination-grace-period-seconds=120 \
+    "--command=cd /rlhf_jax && exec $(quoted python -u -m rlhf_jax.main \
       --distributed "--config=$config" "--workdir=$workdir" \
       ${extra[@]+"${extra[@]}"})"
 }

@@ -9,24 +9,29 @@
 #   --devices=N        virtual CPU devices of each process (1)
 #   --gpus=N           use the machine's N GPUs instead, N / processes each
 #   --port=N           at which they meet (8476)
-#   --max-restarts=N   start again, and resume, so often after a failure (0)
+#   --max-restarts=N   start again, and resume, so often after a failure (0);
+#                      preemptions are not counted
+#   --grace=SECONDS    for the processes to save when they are told to end (60)
 #   --python=PATH      the interpreter (python)
 #   --dry-run          print the commands only
 #
 # Logs are WORKDIR/logs/process-I.log; that of process 0 is shown as well. When
 # one process fails, all are ended and it is named; the status is its own.
+# SIGTERM, and Ctrl-C once, are passed on: the processes save and end, and their
+# status is that of this script. A second Ctrl-C kills them.
 
 set -euo pipefail
 # shellcheck source=launch/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 processes="" config="" workdir="" devices=1 gpus="" port=8476 max_restarts=0
-python=python
-parse "processes config workdir devices gpus port max-restarts python" "$@"
+grace=60 python=python
+parse "processes config workdir devices gpus port max-restarts grace
+ python" "$@"
 need processes "how many processes"
 need config "an experiment, as experiments/ppo_ptx.py"
 need workdir "where everything is written"
-need_numbers processes devices gpus port max-restarts
+need_numbers processes devices gpus port max-restarts grace
 all_given
 if [[ -n $gpus ]] && ((gpus % processes)); then
   fail "--gpus=$gpus is not a multiple of --processes=$processes"
@@ -52,44 +57,85 @@ command_of() {
            "--process_id=$1" ${extra[@]+"${extra[@]}"})
 }
 
-pids=()
+# Each process has a group of its own: Ctrl-C reaches this script alone, which
+# passes it on once.
+set -m
+running=() # number -> process id
+told=""    # the signal by which this script is to end
+until=""   # the second ($SECONDS) at which who still runs is killed
 watcher=""
+
+signal_all() {
+  kill "-$1" ${running[@]+"${running[@]}"} 2> /dev/null || true
+}
+
 end_all() {
-  kill ${pids[@]+"${pids[@]}"} $watcher 2> /dev/null || true
+  signal_all KILL
+  [[ -z $watcher ]] || kill "$watcher" 2> /dev/null || true
 }
 trap end_all EXIT
-trap 'exit 143' TERM
-trap 'exit 130' INT
 
-# Starts all, waits for all, names the first that fails; its status.
-attempt() {
-  local i pid status=0
-  pids=()
+tell() {
+  if [[ -z $told ]]; then
+    told=$1
+    until=$((SECONDS + grace))
+    signal_all "$1"
+  elif [[ $1 == INT ]]; then
+    signal_all KILL
+  fi
+}
+trap 'tell TERM' TERM
+trap 'tell INT' INT
+
+start_all() {
+  local i
   for ((i = 0; i < processes; i++)); do
+    [[ -z $told ]] || break
     command_of "$i"
     "${command[@]}" >> "$workdir/logs/process-$i.log" 2>&1 &
-    pids+=($!)
+    running[i]=$!
   done
   tail -n 0 -F "$workdir/logs/process-0.log" 2> /dev/null &
   watcher=$!
-  for ((i = 0; i < processes; i++)); do
-    wait -n -p pid "${pids[@]}" || { status=$?; break; }
+  disown # bash would tell of its end
+}
+
+name_the_first() {
+  echo "error: process $1 ended first, with status $2; see" \
+    "$workdir/logs/process-$1.log:" >&2
+  grep -a '^error: ' "$workdir/logs/process-$1.log" | tail -n 1 >&2 || true
+}
+
+# Adds the statuses of those that have ended to $statuses; names the first
+# that failed, and leaves the others ten seconds to hear of it.
+look() {
+  local i now
+  for i in "${!running[@]}"; do
+    ! kill -0 "${running[i]}" 2> /dev/null || continue
+    now=0
+    wait "${running[i]}" || now=$?
+    unset "running[i]"
+    statuses+=("$now")
+    if ((now)) && [[ -z $until ]]; then
+      ((now == PREEMPTED)) || name_the_first "$i" "$now"
+      until=$((SECONDS + (grace < 10 ? grace : 10)))
+    fi
   done
-  if ((status)); then
-    for ((i = 0; i < processes; i++)); do
-      [[ ${pids[i]} != "$pid" ]] || break
-    done
-    sleep 5 # the others hear of it and say so in their logs
-    echo "error: process $i ended first, with status $status; see" \
-      "$workdir/logs/process-$i.log:" >&2
-    grep -a '^error: ' "$workdir/logs/process-$i.log" | tail -n 1 >&2 || true
-  else
-    sleep 1 # the rest of the log is shown
-  fi
+}
+
+# Runs all until all have ended; sets $status.
+attempt() {
+  local statuses=()
+  until=""
+  start_all
+  while look; ((${#running[@]})); do
+    sleep 0.2 || true # a Ctrl-C may end it
+    [[ -z $until ]] || ((SECONDS <= until)) || signal_all KILL
+  done
+  status=$(telling ${statuses[@]+"${statuses[@]}"})
+  ((status)) || sleep 1 # the rest of the log is shown
   end_all
-  wait
-  pids=() watcher="" # numbers that others may get
-  return "$status"
+  watcher="" # a number that another process may get
 }
 
 if [[ -n $dry_run ]]; then
@@ -101,12 +147,16 @@ if [[ -n $dry_run ]]; then
   exit
 fi
 mkdir -p "$workdir/logs"
-for ((restart = 0; ; restart++)); do
-  status=0
-  attempt || status=$?
-  # 2: a setting or data to be corrected, which no restart does
-  if ((status == 0 || status == 2 || restart >= max_restarts)); then
+failures=0
+while true; do
+  attempt
+  if [[ -n $told ]] || is_final "$status"; then
+    exit "$status"
+  elif ((status == PREEMPTED)); then
+    echo "preempted: again" >&2
+  elif ((failures++ < max_restarts)); then
+    echo "restart $failures of $max_restarts" >&2
+  else
     exit "$status"
   fi
-  echo "restart $((restart + 1)) of $max_restarts" >&2
 done

@@ -11,12 +11,13 @@
 #   --partition, --account, --time   as of sbatch
 #   --cpus-per-task=N  (8)
 #   --setup=COMMAND    run before on every node, as "source venv/bin/activate"
-#   --max-restarts=N   requeues after a failure, while the job has had fewer
-#                      requeues of all kinds (10)
+#   --max-restarts=N   requeues after a failure (10); preemptions and time
+#                      limits are not counted
 #   --dry-run          print the commands only
 #
-# The program resumes by itself when it is given the same command. The log is
-# WORKDIR/logs/slurm-JOB.log.
+# The program resumes by itself when it is given the same command. Two minutes
+# before its time limit it is told to save, and the job is requeued. The log is
+# WORKDIR/logs/slurm-JOB.log. `scancel --signal=INT JOB` saves and ends a run.
 
 set -euo pipefail
 # shellcheck source=launch/common.sh
@@ -34,26 +35,37 @@ need workdir "a folder that all nodes see"
 need_numbers nodes gpus-per-node cpus-per-task max-restarts
 all_given
 
-program=$(quoted srun --kill-on-bad-exit=1 --label \
+# The processes end each other, with statuses that say why; who stays for a
+# minute is killed. The highest status is srun's.
+program=$(quoted srun --kill-on-bad-exit=0 --wait=60 --label \
   python -m rlhf_jax.main --distributed "--config=$config" \
   "--workdir=$workdir" ${extra[@]+"${extra[@]}"})
 
-# A signal before the time limit, and failures (but 2: a setting to be
-# corrected), put the job back into the queue; SLURM itself does so on
-# preemption.
+# SIGTERM before the time limit goes to the processes, not to the job's shell.
+# Where the shell has it as well, SLURM preempts the job, and requeues it by
+# itself, or somebody cancels it: the shell waits until all have saved.
 job="#!/bin/bash
-trap 'scontrol requeue \$SLURM_JOB_ID; exit 0' USR1
+failures=$(quoted "$workdir/logs/slurm-")\$SLURM_JOB_ID.failures
+trap 'ended=yes; trap \"\" TERM' TERM
 ${setup:-true}
 $program &
 wait \$!
 status=\$?
-restarts=\${SLURM_RESTART_COUNT:-0}
-if ((status != 0 && status != 2 && restarts < $max_restarts)); then
-  scontrol requeue \$SLURM_JOB_ID
+if [[ -n \$ended ]]; then
+  wait \$!
+  exit
 fi
+case \$status in
+  0 | $REFUSED | $STOPPED | $INTERRUPTED) exit \$status ;;
+  $PREEMPTED) ;;
+  *)
+    echo \$status >> \"\$failures\"
+    ((\$(wc -l < \"\$failures\") <= $max_restarts)) || exit \$status ;;
+esac
+scontrol requeue \$SLURM_JOB_ID
 exit \$status"
 
-options=(--requeue --open-mode=append --signal=B:USR1@120
+options=(--requeue --open-mode=append --signal=TERM@120
          "--job-name=$name" "--nodes=$nodes"
          "--ntasks-per-node=$gpus_per_node" "--gpus-per-node=$gpus_per_node"
          "--cpus-per-task=$cpus_per_task"

@@ -18,8 +18,9 @@
 #   --provisioning     spot, reserved or guaranteed, and on demand (spot)
 #   --python=NAME      installed there by apt (python3.11)
 #   --poll=SECONDS     between looks at the queue (30)
-#   --max-restarts=N   runs again after a failure on a healthy slice (10);
-#                      preemptions are not counted
+#   --max-restarts=N   runs again after a failure on a healthy slice (10), but
+#                      not after one that no restart mends; preemptions are not
+#                      counted
 #   --dry-run          print the commands only
 #
 # Every worker's log goes to WORKDIR/logs once a minute. `up` leaves the slice
@@ -70,6 +71,7 @@ here=(--project="$project" --zone="$zone")
 queue=(gcloud compute tpus queued-resources)
 node="$name-node"
 code=/tmp/rlhf_jax.tar.gz
+ENDED="the program of this worker ended with status "
 
 on_all_workers() {
   run gcloud compute tpus tpu-vm ssh "$node" "${here[@]}" --worker=all \
@@ -121,19 +123,36 @@ $python -m venv venv && venv/bin/pip install -q -e 'rlhf_jax[tpu,gcs]'"
 }
 
 # What a former run left holds the chips, so it is ended first; the pattern
-# begins the command line, as that of the shell which runs this does not.
+# begins the command line, as that of the shell which runs this does not. When
+# the machine goes, `tee` outlives SIGTERM and the lost terminal: the program
+# writes to it while it saves.
 run_once() {
   local program log
   program=$(quoted ../venv/bin/python -u -m rlhf_jax.main --distributed \
     "--config=$config" "--workdir=$workdir" ${extra[@]+"${extra[@]}"})
   log="$(quoted "$workdir/logs/")\$(hostname).log"
   on_all_workers "cd rlhf_jax; pattern='^[^ ]*/python -u -m rlhf_jax.main'; \
-pkill -f \"\$pattern\"; for i in {1..20}; do pgrep -f \"\$pattern\" > /dev/null \
-|| break; sleep 1; done; \
+pkill -f \"\$pattern\"; for i in {1..60}; do \
+pgrep -f \"\$pattern\" > /dev/null || break; sleep 1; done; \
+pkill -KILL -f \"\$pattern\"; \
 (while sleep 60; do gcloud storage cp -q ../run.log $log; done) \
 > /dev/null 2>&1 & \
-uploads=\$!; set -o pipefail; $program 2>&1 | tee -a ../run.log; \
-status=\$?; kill \$uploads; gcloud storage cp -q ../run.log $log; exit \$status"
+uploads=\$!; $program 2>&1 | (trap '' TERM HUP; exec tee -p -a ../run.log); \
+status=\${PIPESTATUS[0]}; kill \$uploads; \
+gcloud storage cp -q ../run.log $log; echo \"$ENDED\$status\"; exit \$status"
+}
+
+# Runs on all workers; sets $status. That of gcloud is not the program's: with
+# several workers it says nothing of theirs, so each prints its own.
+attempt() {
+  local said all
+  said=$(mktemp)
+  status=0
+  run_once | tee "$said" || status=$?
+  read -ra all <<< "$(sed -n "s/^.*$ENDED\([0-9]*\).*/\1/p" "$said" \
+    | tr '\n' ' ')"
+  rm "$said"
+  status=$(telling "${all[@]}" "$status")
 }
 
 logs() {
@@ -158,21 +177,29 @@ ensure() {
 }
 
 up() {
-  local failures=0
+  local failures=0 status
+  if [[ -n $dry_run ]]; then
+    ensure && install && run_once
+    return
+  fi
   while true; do
     ensure
-    if install && run_once; then
-      [[ -n $dry_run ]] || echo "finished: $workdir" >&2
+    if install; then attempt; else status=1; fi
+    if ((status == 0)); then
+      echo "finished: $workdir" >&2
       return
+    elif is_final "$status"; then
+      echo "error: status $status, which no restart mends; see" \
+        "--action=logs" >&2
+      exit "$status"
+    elif ((status == PREEMPTED)) || [[ $(state) != ACTIVE ]]; then
+      echo "$name was preempted: the run resumes" >&2
+    elif ((failures++ < max_restarts)); then
+      echo "failure $failures of at most $max_restarts: again" >&2
+    else
+      echo "error: $failures failures on a healthy slice; see --action=logs" >&2
+      exit "$status"
     fi
-    if [[ $(state) != ACTIVE ]]; then
-      echo "$name was preempted: it is made anew, and the run resumes" >&2
-      continue
-    fi
-    failures=$((failures + 1))
-    ((failures <= max_restarts)) \
-      || fail "$failures failures on a healthy slice; see --action=logs"
-    echo "failure $failures of at most $max_restarts: again" >&2
   done
 }
 

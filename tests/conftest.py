@@ -1,4 +1,5 @@
-"""Eight virtual CPU devices for every test, before JAX starts its backend."""
+"""Eight virtual CPU devices for every test, before JAX starts its backend, and
+one folder for all workers, before they start."""
 
 import json
 import os
@@ -10,6 +11,9 @@ os.environ.setdefault("NPROC", "64")
 import jax
 import pytest
 
+from tests import shared
+
+shared.folder()
 jax.config.update("jax_num_cpu_devices", 8)
 
 

@@ -6,17 +6,16 @@ is rlhf_jax.main, but with what the environment variable FAULT asks for, as
 pretrain/2/1/kill: when process 1 writes step 2 of `pretrain`, it is killed.
 """
 
-import atexit
 import dataclasses
-import functools
 import os
 import pathlib
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
+
+from tests import shared
 
 ROOT = pathlib.Path(__file__).parent.parent
 LIMIT = 400  # seconds of the longest run, where the machine is busy
@@ -68,17 +67,9 @@ def free_port() -> int:
     return server.getsockname()[1]
 
 
-@functools.cache
-def compiled() -> str:
-  """A folder for what is compiled, which later processes need not again."""
-  folder = tempfile.TemporaryDirectory(prefix="compiled_")
-  atexit.register(folder.cleanup)
-  return folder.name
-
-
 def environment(num_devices: int, fault: str = "") -> dict[str, str]:
   return os.environ | {
-      "JAX_COMPILATION_CACHE_DIR": compiled(),
+      "JAX_COMPILATION_CACHE_DIR": str(shared.compiled()),
       "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
       "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
       "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(num_devices),

@@ -302,6 +302,13 @@ def changeless(workdir):
   return files
 
 
+@pytest.fixture(name="finished", scope="module")
+def _finished(base, tmp_path_factory):
+  """A copy of the base run, which others read at the same time."""
+  return shutil.copytree(
+      base.workdir, tmp_path_factory.mktemp("finished") / "base")
+
+
 def not_run(run, stage):
   raise AssertionError(f"{stage} ran again")
 
@@ -313,11 +320,11 @@ def not_run(run, stage):
          sft__num_microbatches=2, model__scan_unroll=2,
          ppo__keep_checkpoints=1),
 ])
-def test_finished_stages_are_skipped(base, changes, capsys):
-  before = changeless(base.workdir)
+def test_finished_stages_are_skipped(finished, changes, capsys):
+  before = changeless(finished)
   with mock.patch.dict(pipeline.STAGES, dict.fromkeys(STAGES, not_run)):
-    tiny_run.run(tiny_run.tiny_config(**changes), base.workdir)
-  assert changeless(base.workdir) == before
+    tiny_run.run(tiny_run.tiny_config(**changes), finished)
+  assert changeless(finished) == before
   printed = capsys.readouterr().out
   for stage in STAGES:
     assert f"{stage}: finished before" in printed
@@ -335,11 +342,11 @@ def test_finished_stages_are_skipped(base, changes, capsys):
      r"smallworld.num_prompts: 240 -> 10"),
     (dict(data__prompt_suffix=""), r"data.prompt_suffix: '\\n' -> ''"),
 ])
-def test_a_finished_stages_keys_are_held(base, changes, message):
-  before = tiny_run.contents(base.workdir)
+def test_a_finished_stages_keys_are_held(finished, changes, message):
+  before = tiny_run.contents(finished)
   with pytest.raises(pipeline.WorkdirError, match=message):
-    tiny_run.run(tiny_run.tiny_config(**changes), base.workdir)
-  assert tiny_run.contents(base.workdir) == before
+    tiny_run.run(tiny_run.tiny_config(**changes), finished)
+  assert tiny_run.contents(finished) == before
 
 
 def test_keys_of_stages_to_come_may_change(base, tmp_path):

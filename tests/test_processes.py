@@ -227,11 +227,11 @@ def test_one_is_killed_while_the_other_waits(killed):
                    ended[1 - killed].printed)
 
 
-@pytest.mark.parametrize("failing", [0, 1])
-@pytest.mark.parametrize("body, status, message", [
-    ("sys.exit(7)", 1, "failed: it ended with status 7"),
-    ("1 / 0", 1, "failed: ZeroDivisionError: division by zero"),
-    ("distributed.refuse('mend it')", 2, "gave up: mend it"),
+@pytest.mark.parametrize("failing, body, status, message", [
+    (0, "sys.exit(7)", 1, "failed: it ended with status 7"),
+    (1, "1 / 0", 1, "failed: ZeroDivisionError: division by zero"),
+    (0, "distributed.refuse('mend it')", 2, "gave up: mend it"),
+    (1, "distributed.refuse('mend it')", 2, "gave up: mend it"),
 ])
 def test_one_ends_while_the_other_waits(failing, body, status, message):
   bodies = ["pass", "pass"]

@@ -1,18 +1,17 @@
-"""One run of the whole method, made once and shared by all tests.
+"""One run of the whole method, made once and shared by all tests and workers.
 
   @pytest.fixture(name="base", scope="module")
   def _base():
     return tiny_run.base()
 """
 
-import atexit
 import contextlib
 import dataclasses
 import functools
 import io
 import json
 import pathlib
-import tempfile
+import shutil
 from unittest import mock
 
 import jax
@@ -23,6 +22,7 @@ from experiments import common
 from experiments import ppo_ptx
 from rlhf_jax import metrics
 from rlhf_jax import pipeline
+from tests import shared
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,19 +45,21 @@ class Base:
 @functools.cache
 def base() -> Base:
   """All seven stages, on all devices of the process."""
-  folder = tempfile.TemporaryDirectory(prefix="tiny_run_")
-  atexit.register(folder.cleanup)
-  root = pathlib.Path(folder.name)
-  keep_compiled(root / "compiled")
-  config = tiny_config()
-  with contextlib.redirect_stdout(io.StringIO()) as printed:
-    run(config, root / "base")
-  return Base(config, root / "base", printed.getvalue())
+  keep_compiled()
+  config, workdir = tiny_config(), shared.folder() / "base"
+  terminal = shared.folder() / "base.txt"
+  with shared.lock("base"):
+    if not terminal.exists():
+      shutil.rmtree(workdir, ignore_errors=True)  # of a worker that failed
+      with contextlib.redirect_stdout(io.StringIO()) as printed:
+        run(config, workdir)
+      terminal.write_text(printed.getvalue())
+  return Base(config, workdir, terminal.read_text())
 
 
-def keep_compiled(folder: pathlib.Path) -> None:
+def keep_compiled() -> None:
   """What compiles once need not compile again when a stage is repeated."""
-  jax.config.update("jax_compilation_cache_dir", str(folder))
+  jax.config.update("jax_compilation_cache_dir", str(shared.compiled()))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
   jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
   compilation_cache.reset_cache()

@@ -444,12 +444,10 @@ class PretrainingTest(parameterized.TestCase):
 
 class MicrobatchTest(parameterized.TestCase):
 
-  @parameterized.parameters((2, 4), (4, 2))
-  def test_parts_do_not_change_an_iteration(self, num_parts, num_ptx_parts):
+  def test_parts_do_not_change_an_iteration(self):
     expected, whole = _quick(True, ptx_coef=2.0)
     found, values = _quick(
-        True, ptx_coef=2.0, num_microbatches=num_parts,
-        num_ptx_microbatches=num_ptx_parts)
+        True, ptx_coef=2.0, num_microbatches=4, num_ptx_microbatches=2)
     chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-5)
     chex.assert_trees_all_close(values, whole, rtol=1e-4, atol=1e-5)
 

@@ -1,0 +1,37 @@
+"""A folder that all processes of one session of tests share.
+
+Workers of pytest-xdist, and processes that tests start, find it by an
+environment variable; who makes it removes it in the end.
+"""
+
+import atexit
+import contextlib
+import fcntl
+import functools
+import os
+import pathlib
+import tempfile
+
+_NAME = "RLHF_JAX_TESTS"
+
+
+@functools.cache
+def folder() -> pathlib.Path:
+  if _NAME not in os.environ:
+    made = tempfile.TemporaryDirectory(prefix="tests_")
+    atexit.register(made.cleanup)
+    os.environ[_NAME] = made.name
+  return pathlib.Path(os.environ[_NAME])
+
+
+def compiled() -> pathlib.Path:
+  """For what is compiled, which nobody need compile again."""
+  return folder() / "compiled"
+
+
+@contextlib.contextmanager
+def lock(name: str):
+  """One process at a time; the others wait."""
+  with open(folder() / f"{name}.lock", "w", encoding="utf-8") as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    yield
