@@ -36,9 +36,9 @@ _ONE_OF = {  # choices of the keys that are "one of" them
     "attention_pattern": ATTENTION_PATTERNS,
     "select": ("last", "loss", "rm_score"),
 }
-_GUARDS = ("not_finite skipped negative_kl large_kl first_ratio clip_frac ended "
-           "over_optimised sampler_drift recompiled repeated_batch")
-_ONE_OF |= dict.fromkeys(_GUARDS.split(), ("stop", "warn", "off"))
+GUARDS = ("not_finite skipped negative_kl large_kl first_ratio clip_frac ended "
+          "over_optimised sampler_drift recompiled repeated_batch").split()
+_ONE_OF |= dict.fromkeys(GUARDS, ("stop", "warn", "off"))
 _BEST = "() or (\"min\" or \"max\", metric), as (\"max\", \"train/ppo/score\")"
 _CLAIMS[_BEST] = lambda x: x in ((), []) or is_best(x)
 _ADAM = {"> 0": "learning_rate eps clip_norm", "in [0, 1)": "b1 b2"}
@@ -74,7 +74,7 @@ KEYS = {
         ">= 0": "bias_sd noise_sd heldout_noise_sd tie_margin",
         "anything": "seed"},
     "guards": {"anything": "actions limits"},
-    "guards.actions": {"one of": _GUARDS},
+    "guards.actions": {"one of": " ".join(GUARDS)},
     "guards.limits": {
         ">= 1": "skipped_updates unclipped_iters",
         "> 0": "max_kl kl_standard_errors first_ratio_deviation "

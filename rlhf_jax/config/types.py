@@ -9,7 +9,7 @@ may be anything.
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from rlhf_jax.config.keys import keys_of, sub_trees
+from rlhf_jax.config.keys import GUARDS, keys_of, sub_trees
 from rlhf_jax.config.names import Tree, at, kind_of
 from rlhf_jax.config.values import is_names, is_real, is_text, is_whole, shown
 
@@ -56,7 +56,11 @@ _SORTS: dict[str, tuple[Callable[[Any], bool], str]] = {
         "heldout_noise_sd tie_margin pretrain_weight dropout_rate "
         "learning_rate eps clip_norm b1 b2 weight_decay final_fraction "
         "start_fraction temperature clip_eps value_clip_eps kl_horizon kl_coef "
-        "ptx_coef missing_eos_penalty kl_target gae_lambda discount ema_decay"),
+        "ptx_coef missing_eos_penalty kl_target gae_lambda discount ema_decay "
+        + " ".join(f"guards.limits.{key}" for key in (
+            "max_kl", "kl_standard_errors", "first_ratio_deviation",
+            "max_clip_frac", "min_ended", "sampler_drift", "gold_fall",
+            "distinct_fall"))),
     "True or False": (_is_bool, "pack_demonstrations whiten_advantages"),
     "text, without null characters and half surrogate pairs": (
         is_text,
@@ -69,10 +73,11 @@ _SORTS: dict[str, tuple[Callable[[Any], bool], str]] = {
         _is_axis_rules, "axis_rules"),
     _TABLE: (
         _is_table, "inputs model rm_model mesh decode data smallworld labelers "
-        "method optimizer critic_optimizer"),
+        "guards actions limits method optimizer critic_optimizer"),
     "anything": (
         _is_anything, "collect.policies fold dtype remat attention_pattern "
-        "select reward_unit denominator batching"),
+        "select reward_unit denominator batching keep_best "
+        + " ".join(f"guards.actions.{key}" for key in GUARDS)),
 }
 _SORT_OF = {key: (sort, holds)
             for sort, (holds, keys) in _SORTS.items() for key in keys.split()}

@@ -185,8 +185,8 @@ def _lengths_table(report) -> str:
   """One line a field and split."""
   table = [
       {"tokens of": f"{name}, {split}"} | numbers
-      for split, fields in report["tokens"].items()
-      for name, numbers in fields.items()
+      for split, lengths in report["tokens"].items()
+      for name, numbers in lengths.items()
   ]
   table.sort(key=lambda line: line["tokens of"].partition(",")[0])
   return tabulate.tabulate(table, headers="keys")
@@ -196,14 +196,14 @@ def _groups_table(report, field: str) -> str:
   """Rows of each source, or category (and split), and how long they are."""
   table = []
   groups = report[f"tokens_by_{field}"]
-  for name, fields in itertools.islice(groups.items(), _PRINTED_GROUPS):
-    rows = next(iter(fields.values()))["count"]
+  for name, lengths in itertools.islice(groups.items(), _PRINTED_GROUPS):
+    rows = next(iter(lengths.values()))["count"]
     share = rows / sum(report["rows_out"].values())
     line = {field: _one_line(name, 28), "rows": rows, "share": f"{share:.1%}"}
     if field == "category":
-      fields = {"prompt": fields["prompt"]}
+      lengths = {"prompt": lengths["prompt"]}
       line |= {s: of.get(name, 0) for s, of in report["categories"].items()}
-    for of, numbers in fields.items():
+    for of, numbers in lengths.items():
       line |= {f"{of} {k}": numbers[k] for k in ("mean", "p50")}
     table.append(line)
   num_more = len(groups) - len(table)

@@ -152,7 +152,7 @@ NOTHING = "no checkpoint of another"
          r"8\.orbax\S*: the disk is full", NOTHING),
         ("metrics.jsonl", full_metrics, r"run: the disk is full", TO_8),
         ("checkpoint, arrays",
-         lambda: small_files(checkpoint.Checkpoints, "save", 3000, is_last),
+         lambda: small_files(checkpoint.Checkpoints, "save", 30_000, is_last),
          r"checkpoints/16\S+: a file may not become that large", TO_8),
         ("done.json", lambda: full_text("done.json"),
          r"done.json.partial: the disk is full", "checkpoint of step 16"),
