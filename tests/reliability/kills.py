@@ -88,7 +88,7 @@ class Killer:
       if at is not None and self._left[COLLECT] > 0 and (
           _is_collecting(workdir)):
         moment = COLLECT
-        time.sleep(self._random.uniform(0, self._seconds / 4))
+        time.sleep(self._random.uniform(0, self._seconds / 20))
         break
       if wants_save and _is_saving(workdir):
         moment = SAVE
