@@ -38,7 +38,7 @@ _STAGE = flags.DEFINE_string(
     "stage", None, "Which stage's step; by default the last that has it.",
     allow_override=True)
 _STEP = flags.DEFINE_integer(
-    "step", None, "Its number, from 1.", lower_bound=1)
+    "step", None, "Its number, from 1.", lower_bound=1, allow_override=True)
 
 MAKERS = {"lm": lm.make_training, "rm": rm.make_training,
           "ppo": ppo.make_training}

@@ -151,11 +151,11 @@ class Run:
     return checkpoint.restore_item(
         directory / "checkpoints", item, self.abstract_params(model), step)
 
-  def policy_params(self, stage: str) -> Any:
+  def policy_params(self, stage: str, step: int | None = None) -> Any:
     """A stage's policy: the average of PPO's, the selected or last one of the
-    others."""
+    others, or that of `step`."""
     item = "ema" if name_of(stage) == "ppo" else "params"
-    return self.load(stage, item, self.policy())
+    return self.load(stage, item, self.policy(), step)
 
 
 def versions() -> dict[str, str]:

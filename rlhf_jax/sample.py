@@ -1,7 +1,7 @@
 """Prints responses of a stage's policy.
 
-  python -m rlhf_jax.sample --workdir=DIR [--stage=ppo] [--prompt="..."]
-      [--temperature=1.0] [--num=1] [--seed=0]
+  python -m rlhf_jax.sample --workdir=DIR [--stage=ppo] [--step=N]
+      [--prompt="..."] [--temperature=1.0] [--num=1] [--seed=0]
 
 Without a prompt it reads prompts from the terminal, one a line.
 """
@@ -26,6 +26,9 @@ _WORKDIR = flags.DEFINE_string(
     "workdir", None, "The run's folder.", allow_override=True)  # main's too
 _STAGE = flags.DEFINE_string(
     "stage", None, "Whose policy; by default the last that left one.")
+_STEP = flags.DEFINE_integer(
+    "step", None, "Of which checkpoint; by default the one that the stage "
+    "gave.", allow_override=True)  # replay's too
 _PROMPT = flags.DEFINE_string("prompt", None, "What to respond to.")
 _TEMPERATURE = flags.DEFINE_float(
     "temperature", 1.0, "Divides the logits; 0 is greedy.", lower_bound=0.0)
@@ -71,6 +74,16 @@ def choose_stage(run: Run, stage: str | None) -> str:
   return stage or finished[-1]
 
 
+def check_step(run: Run, stage: str, step: int | None) -> None:
+  """Raises a CheckpointError that names the steps that are kept."""
+  with checkpoint.Reader(run.stage_dir(stage) / "checkpoints") as saved:
+    steps = saved.steps
+  if step is not None and step not in steps:
+    raise checkpoint.CheckpointError(
+        f"--step={step}: the checkpoints kept of {stage!r} are those of the "
+        f"steps {', '.join(map(str, steps))}")
+
+
 def encode(run: Run, prompt: str) -> list[int]:
   """The prompt's tokens, its suffix included.
 
@@ -87,13 +100,15 @@ def encode(run: Run, prompt: str) -> list[int]:
   return tokens
 
 
-def make_respond(run: Run, stage: str, temperature: float, num: int):
+def make_respond(
+    run: Run, stage: str, temperature: float, num: int,
+    step: int | None = None):
   """Builds `respond(prompt, key) -> list of texts`."""
   devices = jax.device_count()
   batch_size = -(-num // devices) * devices
   generate = sampler.make_generate(
       run, run.policy(), temperature=temperature)
-  params = run.policy_params(stage)
+  params = run.policy_params(stage, step)
 
   def respond(prompt: str, key: jax.Array) -> list[str]:
     rows = sampler.prompt_rows(
@@ -113,10 +128,12 @@ def main(argv):
     storage.check(_WORKDIR.value, "--workdir", is_written=False)
     run = open_run(epath.Path(_WORKDIR.value))
     stage = choose_stage(run, _STAGE.value)
+    check_step(run, stage, _STEP.value)
   except (checkpoint.CheckpointError, storage.StorageError) as error:
     sys.exit(f"error: {error}")
   with sharding.use(run.mesh, run.axis_rules):
-    respond = make_respond(run, stage, _TEMPERATURE.value, _NUM.value)
+    respond = make_respond(
+        run, stage, _TEMPERATURE.value, _NUM.value, _STEP.value)
     for number, prompt in enumerate(prompts(stage)):
       key = jax.random.fold_in(jax.random.key(_SEED.value), number)
       try:

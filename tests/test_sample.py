@@ -105,6 +105,16 @@ def test_a_stage_without_a_policy(base, refused, stage):
       "pretrain, sft, rl_init, ppo")
 
 
+def test_the_policy_of_a_step(ask, refused):
+  of_step = {step: ask(prompt=PROMPT, stage="rl_init", num=8, **step_given).out
+             for step, step_given in (
+                 (8, {"step": 8}), (16, {"step": 16}), (None, {}))}
+  assert of_step[16] == of_step[None] != of_step[8]
+  assert refused(stage="rl_init", step=9) == (
+      "error: --step=9: the checkpoints kept of 'rl_init' are those of the "
+      "steps 8, 16")
+
+
 def test_no_workdir(refused, tmp_path):
   assert refused(workdir=tmp_path) == (
       f"error: {tmp_path}/config.json does not exist: --workdir must be the "

@@ -22,7 +22,8 @@ def _experiment(tmp_path_factory):
     20, pytest.param(200, marks=pytest.mark.long)])
 def test_a_killed_run_ends_as_an_undisturbed_one(
     tmp_path, experiment, account, num_processes, num_kills):
-  command = (f"--config={experiment}",)
+  # who is killed before they meet is not waited for
+  command = (f"--config={experiment}", "--start_timeout=15")
   undisturbed = tmp_path / "undisturbed"
   for ended in processes.run(num_processes, *command,
                              f"--workdir={undisturbed}", num_devices=2):
