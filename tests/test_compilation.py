@@ -10,6 +10,7 @@ import textwrap
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
+from jax._src import compilation_cache
 import pytest
 
 from rlhf_jax import compilation
@@ -32,6 +33,19 @@ PROGRAM = textwrap.dedent("""
       print(json.dumps(events))
       sys.exit(ended.code)
     """)
+
+
+def test_what_a_killed_process_wrote_in_part_is_removed(tmp_path):
+  good = compilation_cache.compress_executable(b"program" * 100)
+  for number in range(20):
+    (tmp_path / f"good{number}-cache").write_bytes(good)
+  (tmp_path / "torn-cache").write_bytes(good[:-7])
+  (tmp_path / "empty-cache").write_bytes(b"")
+  (tmp_path / "torn.txt").write_bytes(b"no entry")
+  assert set(compilation.remove_torn(str(tmp_path))) == {
+      "torn-cache", "empty-cache"}
+  assert len(list(tmp_path.iterdir())) == 21
+  assert not compilation.remove_torn(str(tmp_path / "not there"))
 
 
 @pytest.fixture(name="starts", scope="module")
