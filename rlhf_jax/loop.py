@@ -222,8 +222,8 @@ def check_meta(training: Training, step: int, meta: Mapping[str, Any]) -> None:
     raise CheckpointError(
         f"{directory / 'checkpoints' / str(step)} was saved on the way to "
         "something else:\n  " + "\n  ".join(differing[:_SHOWN])
-        + f"\nBring back the data and stages that it had, or remove {directory} "
-        "so that the stage starts again.")
+        + "\nBring back the data and stages that it had, or remove "
+        f"{directory} so that the stage starts again.")
   changed = config_lib.differing(meta["versions"], versions())
   if changed:
     metrics.say(

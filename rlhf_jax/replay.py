@@ -107,14 +107,17 @@ def choose_stage(run: Run, stage: str | None, step: int) -> str:
                     for name, steps in trained.items() if steps)
   raise CheckpointError(
       f"metrics.jsonl of {run.workdir} has no row of step {step}"
-      f"{f' of {stage!r}' if stage else ''}; it has those of {known or 'none'}.")
+      f"{f' of {stage!r}' if stage else ''}; it has those of "
+      f"{known or 'none'}.")
 
 
 def _ranges(steps: Sequence[int]) -> str:
   steps = sorted(set(steps))
   gaps = {b - a for a, b in zip(steps, steps[1:])}
   every = f" every {gaps.pop()}" if len(gaps) == 1 and gaps != {1} else ""
-  return f"{steps[0]} to {steps[-1]}{every}" if len(steps) > 1 else str(steps[0])
+  if len(steps) == 1:
+    return str(steps[0])
+  return f"{steps[0]} to {steps[-1]}{every}"
 
 
 def replay(run: Run, stage: str, step: int) -> Replayed:

@@ -14,8 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax import checkpoint, fingerprints, sharding, train_state
-from rlhf_jax.trainers import ppo
+from rlhf_jax import checkpoint, fingerprints, ppo_step, sharding, train_state
 from tests import tiny
 
 
@@ -33,7 +32,7 @@ def _scrambled(tree):
 
 def _ppo_state(mesh):
   """(a state in which no two numbers are alike, its shardings)."""
-  state = ppo.init_state(
+  state = ppo_step.init_state(
       tiny.params(tiny.policy()), tiny.params(tiny.scalar()),
       tx=tiny.adam(), critic_tx=tiny.adam(), kl_coef=0.05)
   state = _scrambled(state).replace(step=jnp.int32(3))
@@ -177,8 +176,8 @@ class DamageTest(parameterized.TestCase):
     shutil.rmtree(folder / "3" / "ema")
     with self.assertRaisesRegex(
         checkpoint.DamagedError,
-        r"3, item 'ema': the item is missing(.|\n)*newest older checkpoint that "
-        rf"is whole is step 2. To go on from there remove {folder}/3, and"):
+        r"3, item 'ema': the item is missing(.|\n)*newest older checkpoint "
+        rf"that is whole is step 2. To go on from there remove {folder}/3, and"):
       self.restore(folder)
     self.restore(folder, "params")  # the others are as good as before
 

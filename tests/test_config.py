@@ -17,7 +17,7 @@ from rlhf_jax import optimizer, pipeline
 from rlhf_jax.config import ConfigError
 from rlhf_jax.data.smallworld import Smallworld
 from rlhf_jax.models.transformer import TransformerConfig
-from rlhf_jax.trainers.ppo import PPOSettings
+from rlhf_jax.ppo_step import PPOSettings
 
 
 def _config(**overrides):

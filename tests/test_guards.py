@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from experiments import common
-from rlhf_jax import guards, losses, metrics, sampler
+from rlhf_jax import guards, losses, metrics, ppo_step, sampler
 from rlhf_jax.data import batches
 from rlhf_jax.trainers import ppo
 from tests import tiny_run
@@ -233,9 +233,9 @@ def stale_policy(make_generate, *args, **kwargs):
 
 
 def scoring_at_another_temperature():
-  make_score = ppo.make_score
+  make_score = ppo_step.make_score
   return mock.patch.object(
-      ppo, "make_score", lambda policy, critic, settings: make_score(
+      ppo_step, "make_score", lambda policy, critic, settings: make_score(
           policy, critic, dataclasses.replace(settings, temperature=1.1)))
 
 

@@ -17,7 +17,7 @@ LAYERS = (
     "distributed losses advantages models data config",
     "optimizer train_state checkpoint metrics",
     "guards rollout",
-    "run datasets streams sampler scoring loop",
+    "ppo_step run datasets streams sampler scoring loop",
     "labelers handoff collect screening evals trainers",
     "summaries pipeline",
     "main sample compare screen plan replay command",
@@ -84,7 +84,7 @@ def test_a_module_imports_no_higher_one(module):
 
 def test_the_parser_sees_imports():
   assert "rlhf_jax.trainers.ppo" in imports()["rlhf_jax.pipeline"]
-  assert "rlhf_jax.sharding" in imports()["rlhf_jax.trainers.ppo"]
+  assert "rlhf_jax.ppo_step" in imports()["rlhf_jax.trainers.ppo"]
   assert "experiments.common" in imports()["experiments.ppo_ptx"]
   assert "tensorflow_datasets" in imports()["rlhf_jax.data.sources"]
 

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rlhf_jax import rollout, sharding, train_state, tree
-from rlhf_jax.trainers import lm, ppo, rm
+from rlhf_jax import ppo_step, rollout, sharding, train_state, tree
+from rlhf_jax.trainers import lm, rm
 from tests import tiny
 
 BATCH, PROMPT, RESPONSE = 64, 5, 6
@@ -56,12 +56,12 @@ def _prompt_rows():
 
 
 def _frozen():
-  return ppo.Frozen(
+  return ppo_step.Frozen(
       reference=tiny.params(POLICY), reward_model=tiny.params(SCALAR))
 
 
 def _ppo_state():
-  return ppo.init_state(
+  return ppo_step.init_state(
       _frozen().reference, _frozen().reward_model, tx=MOMENTUM,
       critic_tx=MOMENTUM, kl_coef=0.05)
 
@@ -106,7 +106,7 @@ def _without_mesh():
   generate = tiny.jit(rollout.make_generate(
       POLICY, response_length=RESPONSE, temperature=1.0, eos_id=tiny.EOS_ID))
   sampled = generate(_frozen().reference, KEY, **_prompt_rows())
-  step = tiny.jit(ppo.make_ppo_step(
+  step = tiny.jit(ppo_step.make_ppo_step(
       POLICY, SCALAR, MOMENTUM, MOMENTUM, _settings()))
   found = {
       "rollout": sampled,
@@ -138,7 +138,7 @@ class SameNumbersTest(parameterized.TestCase):
       self._check_rollout(sampled, mesh, rules)
 
       state, shardings = tiny.shard(_ppo_state(), mesh, rules)
-      step = ppo.make_ppo_step(
+      step = ppo_step.make_ppo_step(
           POLICY, SCALAR, MOMENTUM, MOMENTUM, _settings(
               num_microbatches=num_parts, num_ptx_microbatches=num_ptx_parts))
       self._check_step("ppo", tiny.jit(
@@ -200,7 +200,7 @@ class Bfloat16Test(parameterized.TestCase):
     with sharding.use(mesh, rules):
       frozen, _ = tiny.shard(_frozen(), mesh, rules)
       state, shardings = tiny.shard(_ppo_state(), mesh, rules)
-      step = ppo.make_ppo_step(
+      step = ppo_step.make_ppo_step(
           policy, critic, MOMENTUM, MOMENTUM, _settings())
       after, values = tiny.jit(step, out_shardings=(shardings, None))(
           state, frozen, put(_without_mesh()["rollout"]), put(_ptx_tokens()),

@@ -9,9 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.stats
 
-from rlhf_jax import rollout
+from rlhf_jax import ppo_step, rollout
 from rlhf_jax.models import transformer
-from rlhf_jax.trainers import ppo
 from tests import tiny
 
 PATTERNS = ("dense", "alternating")
@@ -119,7 +118,7 @@ class ScorerTest(parameterized.TestCase):
     eos_id, _ = _ending()
     sampled = _generate(model, temperature, eos_id)(params, KEY, *rows)
     logprobs = jax.jit(
-        ppo.make_response_logprobs(model, temperature), static_argnums=3)
+        ppo_step.make_response_logprobs(model, temperature), static_argnums=3)
     scored = logprobs(params, sampled.tokens, sampled.mask, RESPONSE)
     mask = np.asarray(sampled.response_mask)
     self.assertGreater((~mask).sum(), 0)
@@ -129,7 +128,7 @@ class ScorerTest(parameterized.TestCase):
   @parameterized.parameters(*PATTERNS)
   def test_decoding_token_by_token_equals_the_full_forward_pass(self, pattern):
     model = tiny.policy(attention_pattern=pattern)
-    params, (rows, endless) = tiny.params(model), _endless()
+    params, (_, endless) = tiny.params(model), _endless()
     tokens, mask = endless.tokens[:12], endless.mask[:12]
     positions = transformer.positions_of(mask)
 

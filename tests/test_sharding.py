@@ -11,7 +11,9 @@ from jax.sharding import PartitionSpec
 import numpy as np
 
 from experiments import ppo_ptx
-from rlhf_jax import optimizer, rollout, run, sharding, train_state, tree
+from rlhf_jax import (
+    optimizer, ppo_step, rollout, run, sharding, train_state, tree,
+)
 from rlhf_jax.models import scalar
 from rlhf_jax.models.policy import Policy
 from rlhf_jax.models.scalar import Scalar
@@ -69,7 +71,7 @@ def _trim(spec):
 def _ppo_state():
   """A function that builds the largest state there is, and its arguments."""
   init = functools.partial(
-      ppo.init_state, tx=tiny.adam(), critic_tx=tiny.adam(), kl_coef=0.05)
+      ppo_step.init_state, tx=tiny.adam(), critic_tx=tiny.adam(), kl_coef=0.05)
   return init, tiny.params(POLICY), tiny.params(SCALAR)
 
 
@@ -78,7 +80,7 @@ def _states():
   init, policy, critic = _ppo_state()
   return {
       "ppo": init(policy, critic),
-      "frozen": ppo.Frozen(reference=policy, reward_model=critic),
+      "frozen": ppo_step.Frozen(reference=policy, reward_model=critic),
       "lm": train_state.create(policy, tiny.adam()),
       "rm": train_state.create(critic, tiny.adam()),
   }
@@ -227,15 +229,15 @@ class MemoryTest(parameterized.TestCase):
     policy, critic = (
         make(run.transformer_config(config[name], 0.0))
         for make, name in ((Policy, "model"), (Scalar, "rm_model")))
-    settings = ppo.PPOSettings(**config.ppo.method, eos_id=0)
+    settings = ppo_step.PPOSettings(**config.ppo.method, eos_id=0)
     tx, critic_tx = ppo.make_optimizers(config.ppo, settings)
 
     def frozen(key):
-      return ppo.Frozen(reference=run.init_params(policy, key),
+      return ppo_step.Frozen(reference=run.init_params(policy, key),
                         reward_model=run.init_params(critic, key))
 
     def ppo_state(models):
-      return ppo.init_state(
+      return ppo_step.init_state(
           models.reference, models.reward_model, tx=tx, critic_tx=critic_tx,
           kl_coef=settings.kl_coef)
 

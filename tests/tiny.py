@@ -7,11 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import common
-from rlhf_jax import optimizer, run, sampler, sharding
+from rlhf_jax import optimizer, ppo_step, run, sampler, sharding
 from rlhf_jax.models.policy import Policy
 from rlhf_jax.models.scalar import Scalar
 from rlhf_jax.models.transformer import TransformerConfig
-from rlhf_jax.trainers import ppo
 
 VOCAB_SIZE = 37
 PAD_ID = VOCAB_SIZE
@@ -135,11 +134,11 @@ def make_generate(model, mesh, kind, response_length, num_parts=1):
       temperature=1.0, eos_id=EOS_ID, num_parts=num_parts)
 
 
-def settings(**changes) -> ppo.PPOSettings:
+def settings(**changes) -> ppo_step.PPOSettings:
   constants = dict(
       temperature=1.0, kl_coef=0.05, ptx_coef=0.0, discount=1.0,
       gae_lambda=0.95, clip_eps=0.2, value_clip_eps=0.5,
       missing_eos_penalty=0.25, whiten_advantages=True, num_epochs=1,
       num_minibatches=2, num_microbatches=1, num_ptx_microbatches=1,
       ema_decay=0.9, kl_target=0.0, kl_horizon=100.0, eos_id=EOS_ID)
-  return ppo.PPOSettings(**constants | changes)
+  return ppo_step.PPOSettings(**constants | changes)

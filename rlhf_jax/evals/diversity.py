@@ -6,8 +6,10 @@ import numpy as np
 
 
 def distinct(texts: Iterable[Sequence[int]]) -> float:
-  """Different bigrams of tokens as a share of all (Li et al. 2016, "distinct-2");
-  0 where there are none."""
+  """Different bigrams of tokens as a share of all; 0 where there are none.
+
+  "distinct-2" of Li et al. 2016 (arXiv:1510.03055).
+  """
   bigrams = [
       np.stack([tokens[:-1], tokens[1:]], axis=1)
       for tokens in map(np.asarray, texts) if len(tokens) > 1]

@@ -14,7 +14,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import ml_collections
 
-from rlhf_jax import optimizer, rollout, sampler, sharding, train_state
+from rlhf_jax import (
+    optimizer, ppo_step, rollout, sampler, sharding, train_state,
+)
 from rlhf_jax.collect import rows_per_batch
 from rlhf_jax.config.names import active, kind_of, lm_streams
 from rlhf_jax.models.policy import Policy
@@ -156,15 +158,16 @@ class _Maker:
 
   def ppo(self, stage: str) -> Iterator[Program]:
     settings, (prompt, response) = self._config[stage], self._lengths()
-    method = ppo.PPOSettings(**settings.method, eos_id=self._eos_id())
+    method = ppo_step.PPOSettings(**settings.method, eos_id=self._eos_id())
     policy, critic = self._policy(0.0), self._scalar()
     txs = ppo.make_optimizers(settings, method)
     policy_params, critic_params = self._params(policy), self._params(critic)
     state = self._abstract(
-        functools.partial(ppo.init_state, tx=txs[0], critic_tx=txs[1],
+        functools.partial(ppo_step.init_state, tx=txs[0], critic_tx=txs[1],
                           kl_coef=method.kl_coef),
         policy_params, critic_params)
-    frozen = ppo.Frozen(reference=policy_params, reward_model=critic_params)
+    frozen = ppo_step.Frozen(
+        reference=policy_params, reward_model=critic_params)
     state_kinds = {
         "parameters": (state.params, state.critic),
         "optimizer": (state.opt_state, state.critic_opt_state),
@@ -190,7 +193,7 @@ class _Maker:
     has_ptx = method.ptx_coef > 0
     ptx = self._array((ptx_rows, windows), jnp.int32) if has_ptx else None
     step = jax.jit(
-        ppo.make_ppo_step(policy, critic, *txs, method),
+        ppo_step.make_ppo_step(policy, critic, *txs, method),
         donate_argnums=0, out_shardings=(sharding.shardings_of(state), None))
     yield Program(
         name=f"{stage}/step", function=step,

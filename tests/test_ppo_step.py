@@ -10,9 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rlhf_jax import losses, rollout, scoring, tree
+from rlhf_jax import losses, ppo_step, rollout, scoring, tree
 from rlhf_jax.models import scalar
-from rlhf_jax.trainers import ppo
 from tests import tiny
 
 BATCH, PROMPT, RESPONSE = 32, 5, 6
@@ -23,12 +22,12 @@ POLICY, SCALAR = tiny.policy(), tiny.scalar()
 
 @functools.cache
 def _frozen():
-  return ppo.Frozen(
+  return ppo_step.Frozen(
       reference=tiny.params(POLICY), reward_model=tiny.params(SCALAR))
 
 
 def _state(tx):
-  return ppo.init_state(
+  return ppo_step.init_state(
       _frozen().reference, _frozen().reward_model, tx=tx, critic_tx=tx,
       kl_coef=0.05)
 
@@ -76,7 +75,7 @@ class ScoreTest(parameterized.TestCase):
         temperature=temperature, gae_lambda=1.0, whiten_advantages=False)
     sampled = _first_rollout(temperature)
     # not in a hurry: `tiny.jit` rounds two forward passes each in its own way
-    experience, values = jax.jit(ppo.make_score(POLICY, SCALAR, settings))(
+    experience, values = jax.jit(ppo_step.make_score(POLICY, SCALAR, settings))(
         self.state, _frozen(), sampled)
     self.assertEqual(values["train/ppo/kl"], 0.0)
     self.assertEqual(values["train/ppo/kl_k3"], 0.0)
@@ -102,7 +101,7 @@ class ScoreTest(parameterized.TestCase):
 
   def test_numbers_are_read_before_each_token_at_the_temperature(self):
     settings, sampled = tiny.settings(temperature=0.7), _first_rollout()
-    experience, _ = tiny.jit(ppo.make_score(POLICY, SCALAR, settings))(
+    experience, _ = tiny.jit(ppo_step.make_score(POLICY, SCALAR, settings))(
         self.state, _frozen(), sampled)
     whole = lambda model, params: tiny.jit(model.apply)(
         {"params": params}, sampled.tokens, sampled.mask)
@@ -120,7 +119,7 @@ class ScoreTest(parameterized.TestCase):
     # V at the end token is the score, the head's bias included.
     reward_model = scalar.shift_and_scale(
         _frozen().reward_model, bias=1.5, scale=2.0)
-    state = ppo.init_state(
+    state = ppo_step.init_state(
         _frozen().reference, reward_model, tx=tiny.adam(),
         critic_tx=tiny.adam(), kl_coef=0.05)
     chex.assert_trees_all_equal(state.critic, reward_model)
@@ -153,7 +152,7 @@ class ToExperienceTest(parameterized.TestCase):
         missing_eos_penalty=0.0, gae_lambda=1.0, whiten_advantages=False
     ) | settings
     to_experience = functools.partial(
-        ppo.to_experience, settings=tiny.settings(**settings))
+        ppo_step.to_experience, settings=tiny.settings(**settings))
     return tiny.jit(to_experience)(
         self.sampled, kl_coef=jnp.float32(kl_coef),
         **self.arrays | dict(changes))
@@ -210,12 +209,12 @@ class MinibatchTest(parameterized.TestCase):
 
   def test_every_epoch_is_a_new_partition(self):
     settings = tiny.settings(num_epochs=3, num_minibatches=4)
-    rows = ppo.minibatch_rows(KEY, BATCH, settings)
+    rows = ppo_step.minibatch_rows(KEY, BATCH, settings)
     self.assertEqual(rows.shape, (12, BATCH // 4))
     epochs = np.asarray(rows).reshape(3, BATCH)
     for epoch in epochs:
       np.testing.assert_array_equal(np.sort(epoch), np.arange(BATCH))
-    others = np.asarray(ppo.minibatch_rows(
+    others = np.asarray(ppo_step.minibatch_rows(
         jax.random.key(4), BATCH, settings)).reshape(3, BATCH)
     every = np.concatenate([epochs, others, np.arange(BATCH)[None]])
     self.assertLen(np.unique(every, axis=0), 7)
@@ -225,7 +224,7 @@ class MinibatchTest(parameterized.TestCase):
 def _minibatch():
   """Experience whose old log-probs are those of the reference."""
   settings = tiny.settings()
-  experience, _ = tiny.jit(ppo.make_score(POLICY, SCALAR, settings))(
+  experience, _ = tiny.jit(ppo_step.make_score(POLICY, SCALAR, settings))(
       _state(optax.sgd(0.1)), _frozen(), _first_rollout())
   return experience
 
@@ -251,7 +250,8 @@ class GradientTest(parameterized.TestCase):
     return jnp.where(mask, x, 0.0).sum() / mask.sum()
 
   def test_at_ratio_1_it_is_the_policy_gradient(self):
-    found, values = tiny.jit(ppo.make_rl_gradients(POLICY, tiny.settings()))(
+    found, values = tiny.jit(
+        ppo_step.make_rl_gradients(POLICY, tiny.settings()))(
         self.params, self.minibatch, None)
     expected = tiny.jit(jax.grad(lambda params: -self._mean(
         self.minibatch.advantages * self._logprobs(params))))(self.params)
@@ -265,9 +265,9 @@ class GradientTest(parameterized.TestCase):
 
   def test_pretraining_joins_as_a_summed_loss(self):
     settings, tokens = tiny.settings(ptx_coef=3.0), _ptx_tokens()
-    both = ppo.with_pretraining_gradients(
-        ppo.make_rl_gradients(POLICY, settings),
-        ppo.make_ptx_gradients(POLICY, settings), settings.ptx_coef)
+    both = ppo_step.with_pretraining_gradients(
+        ppo_step.make_rl_gradients(POLICY, settings),
+        ppo_step.make_ptx_gradients(POLICY, settings), settings.ptx_coef)
     # off the reference, so that ratios differ from 1 and some are clipped
     params = tree.scale(self.params, 1.1)
     found, values = tiny.jit(both)(params, self.minibatch, tokens)
@@ -294,7 +294,7 @@ class GradientTest(parameterized.TestCase):
   def test_dropout_is_off(self):
     args = (self.params, self.minibatch, None)
     expected, found = (
-        tiny.jit(ppo.make_rl_gradients(model, tiny.settings()))(*args)
+        tiny.jit(ppo_step.make_rl_gradients(model, tiny.settings()))(*args)
         for model in (POLICY, tiny.policy(dropout_rate=0.3)))
     chex.assert_trees_all_equal(found, expected)
 
@@ -305,7 +305,7 @@ class GradientTest(parameterized.TestCase):
 @functools.cache
 def _loop_step():
   """The step as training compiles it; compiling it twice raises."""
-  step = chex.assert_max_traces(ppo.make_ppo_step(
+  step = chex.assert_max_traces(ppo_step.make_ppo_step(
       POLICY, SCALAR, tiny.adam(), tiny.adam(),
       tiny.settings(num_epochs=2)), n=1)
   return jax.jit(step, donate_argnums=0)
@@ -387,7 +387,8 @@ class FrozenRateTest(parameterized.TestCase):
     settings = tiny.settings(num_epochs=2, ptx_coef=1.0)
     still = optax.sgd(0.0)
     state = _state(still)
-    step = tiny.jit(ppo.make_ppo_step(POLICY, SCALAR, still, still, settings))
+    step = tiny.jit(
+        ppo_step.make_ppo_step(POLICY, SCALAR, still, still, settings))
     _, values = step(
         state, _frozen(), _first_rollout(), _ptx_tokens(), KEY)
     self.assertLess(values["train/ppo/ratio_max_deviation"], 1e-5)
@@ -397,7 +398,7 @@ class FrozenRateTest(parameterized.TestCase):
     mask, advantages = _minibatch().response_mask, _minibatch().advantages
     costs = [
         -np.sum(advantages[rows] * mask[rows]) / mask[rows].sum()
-        for rows in ppo.minibatch_rows(KEY, BATCH, settings)]
+        for rows in ppo_step.minibatch_rows(KEY, BATCH, settings)]
     np.testing.assert_allclose(
         values["train/ppo/policy_loss"], np.mean(costs), atol=1e-5)
     # Every pretraining window is read, and read once.
@@ -414,7 +415,7 @@ class FrozenRateTest(parameterized.TestCase):
 
 @functools.cache
 def _quick_step(**settings):
-  return tiny.jit(ppo.make_ppo_step(
+  return tiny.jit(ppo_step.make_ppo_step(
       POLICY, SCALAR, optax.sgd(0.1), optax.sgd(0.1),
       tiny.settings(**settings)))
 
@@ -457,7 +458,7 @@ class ControllerTest(parameterized.TestCase):
   @parameterized.parameters((1.0, 2.0, 1.2), (1.0, 0.5, 0.8), (1.0, 1.1, 1.1))
   def test_steers_to_its_target(self, target, kl, expected):
     settings = tiny.settings(kl_target=target, kl_horizon=BATCH)
-    found = ppo.next_kl_coef(
+    found = ppo_step.next_kl_coef(
         jnp.float32(0.05), jnp.float32(kl), BATCH, settings)
     np.testing.assert_allclose(found, 0.05 * expected, rtol=1e-5)
 
@@ -485,7 +486,7 @@ def _traced():
   policy, critic = (
       make(dtype="bfloat16", remat="block") for make in (
           tiny.policy, tiny.scalar))
-  step = ppo.make_ppo_step(
+  step = ppo_step.make_ppo_step(
       policy, critic, tiny.adam(), tiny.adam(), tiny.settings(ptx_coef=1.0))
   generate = rollout.make_generate(
       policy, response_length=RESPONSE, temperature=1.0, eos_id=tiny.EOS_ID)

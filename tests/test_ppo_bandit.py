@@ -10,9 +10,8 @@ import jax
 import numpy as np
 import optax
 
-from rlhf_jax import rollout, scoring
+from rlhf_jax import ppo_step, rollout, scoring
 from rlhf_jax.models import scalar
-from rlhf_jax.trainers import ppo
 from tests import tiny
 
 KEY = jax.random.key(3)
@@ -42,7 +41,7 @@ def _functions():
   tx = optax.adam(3e-3)
   generate = rollout.make_generate(
       POLICY, response_length=1, temperature=1.0, eos_id=-1)
-  step = ppo.make_ppo_step(POLICY, SCALAR, tx, tx, settings)
+  step = ppo_step.make_ppo_step(POLICY, SCALAR, tx, tx, settings)
 
   def iteration(state, frozen, prompts, key):
     sampled = generate(state.params, key, *prompts)
@@ -62,10 +61,10 @@ def _bandit(kl_coef, batch=256, num_iters=100):
   raw = score(tiny.params(SCALAR), every, every >= 0)
   reward_model = scalar.shift_and_scale(
       tiny.params(SCALAR), bias=raw.mean(), scale=1 / raw.std())
-  frozen = ppo.Frozen(
+  frozen = ppo_step.Frozen(
       reference=tiny.params(POLICY), reward_model=reward_model)
 
-  state = ppo.init_state(
+  state = ppo_step.init_state(
       frozen.reference, reward_model, tx=tx, critic_tx=tx, kl_coef=kl_coef)
   prompts = (np.tile(prompt, (batch, 1)), np.ones((batch, 1), bool),
              np.arange(batch))
