@@ -33,7 +33,7 @@ class Training:
     abstract: the state as ShapeDtypeStructs with shardings.
     create: makes the state before the first step.
     streams: name -> training batches by number.
-    batch: number -> this process's rows of all that a step reads.
+    batch: number -> stream -> this process's rows of its batch.
     step: (state, batch, number) -> (state, values), donating the state.
     constants: what else the steps depend on, as JSON can hold it.
     shown: name in the progress bar -> metric.
@@ -132,7 +132,7 @@ def train(
 def look_at_batches(training: Training, guard, number: int, batch) -> None:
   for name, stream in training.streams.items():
     guard.look_at_batch(
-        number + 1, name, stream.position(number)["epoch"], batch[name])
+        number + 1, name, stream.epoch(number), batch[name])
 
 
 def write_stopped(training: Training, now: int, batch, values, error) -> None:

@@ -336,11 +336,13 @@ def another_shape(at, number):
           for name, x in at(number).items()}
 
 
-@pytest.mark.parametrize("name, change", [
-    ("repeated_batch", restarted), ("recompiled", another_shape)])
-def test_a_stream_with_a_defect_is_stopped(tmp_path, name, change):
+@pytest.mark.parametrize("name, stage, change", [
+    ("repeated_batch", "pretrain", restarted),
+    ("repeated_batch", "ppo", restarted),
+    ("recompiled", "pretrain", another_shape)])
+def test_a_stream_with_a_defect_is_stopped(tmp_path, name, stage, change):
   with batches_by(change), pytest.raises(guards.GuardError, match=name):
-    run_stage(tmp_path, "pretrain", **only(name))
+    run_stage(tmp_path, stage, ppo__num_iters=5, **only(name))
 
 
 def test_what_is_not_a_guards_is_still_written_before_it_stops(tmp_path):

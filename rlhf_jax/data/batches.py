@@ -289,6 +289,10 @@ class Batches:
     """Whole batches of that many epochs, but at least one."""
     return max(num_epochs * self._examples.epoch_size // self._batch_size, 1)
 
+  def epoch(self, n: int) -> int:
+    """The epoch, from 0, in which training batch `n` starts."""
+    return n * self._batch_size // self._examples.epoch_size
+
   def position(self, next_batch: int) -> dict[str, Any]:
     """Where training examples stand before batch `next_batch`, alike on every
     process: `next_batch`, `next_row` and `epoch` from 0, and `last_row`, a
@@ -297,7 +301,7 @@ class Batches:
     return {
         "next_batch": next_batch,
         "next_row": next_row,
-        "epoch": next_row // self._examples.epoch_size,
+        "epoch": self.epoch(next_batch),
         "last_row": digest(self._examples[next_row - 1]) if next_row else "",
     }
 

@@ -54,14 +54,12 @@ def make_training(run: Run, stage: str) -> loop.Training:
   streams_of = training_streams(run, stage, config)
   rows = run.rows_here(config.batch_size).astype(np.int32)
 
-  def batch(number):
-    found = {name: at(number) for name, at in streams_of.items()}
-    found["prompts"]["row_ids"] = number * config.batch_size + rows
-    return found
-
   def step(state, batch, number):
     started = time.monotonic()
-    sampled = generate(state.params, key_sample, run.put(batch["prompts"]))
+    row_ids = number * config.batch_size + rows
+    sampled = generate(
+        state.params, key_sample,
+        run.put({**batch["prompts"], "row_ids": row_ids}))
     jax.block_until_ready(sampled)
     sampling_seconds = time.monotonic() - started
     ptx = batch.get("pretrain")
@@ -79,7 +77,9 @@ def make_training(run: Run, stage: str) -> loop.Training:
 
   return loop.Training(
       run=run, stage=stage, num_steps=config.num_iters, abstract=abstract,
-      create=lambda: run.init(*start)[0], streams=streams_of, batch=batch,
+      create=lambda: run.init(*start)[0], streams=streams_of,
+      batch=lambda number: {
+          name: at(number) for name, at in streams_of.items()},
       step=step, constants=constants(run, config, unit),
       shown={"score": "train/ppo/score", "kl": "train/ppo/kl"})
 
