@@ -146,10 +146,12 @@ class KeepTest(parameterized.TestCase):
     (left / "half").write_bytes(b"x")
     with checkpoint.Checkpoints(folder, keep=1) as saved:
       self.assertEqual(saved.latest_step, 1)
+      saved.save(3, {"params": {"w": jnp.ones(2)}}, {})
+      saved.wait()
       self.assertFalse(left.exists())
       left.mkdir()
     with checkpoint.Reader(folder) as reading:  # another may be writing
-      self.assertEqual(reading.latest_step, 1)
+      self.assertEqual(reading.latest_step, 3)
     self.assertTrue(left.exists())
 
 

@@ -1,5 +1,6 @@
 """Kills a run at random moments of wall time, starts it again, to its end."""
 
+import contextlib
 import dataclasses
 import pathlib
 import random
@@ -54,9 +55,10 @@ class Killer:
   def finish(self, workdir: pathlib.Path, num_kills: int) -> None:
     """Runs to the end, killed until there were `num_kills` in all."""
     while not self._is_finished(workdir):
+      left = half_saved(workdir)  # by earlier kills
       started = self._start(workdir)
       if len(self.kills) < num_kills and (
-          kill := self._kill(started, workdir)):
+          kill := self._kill(started, workdir, left)):
         self.kills.append(kill)
       for process in started:
         process.wait(timeout=LIMIT)
@@ -72,8 +74,9 @@ class Killer:
         self._num_processes, *self._command, f"--workdir={workdir}",
         num_devices=2)
 
-  def _kill(self, started, workdir) -> Kill | None:
+  def _kill(self, started, workdir, left) -> Kill | None:
     """Waits for a moment and kills; None where the run ended before."""
+    is_saving = lambda: half_saved(workdir) - left
     began = time.monotonic()
     draw, delay = self._random.random(), self._random.uniform(0, self._seconds)
     wants_save = self._left[SAVE] > 0 and draw < 0.4
@@ -90,7 +93,7 @@ class Killer:
         moment = COLLECT
         time.sleep(self._random.uniform(0, self._seconds / 20))
         break
-      if wants_save and _is_saving(workdir):
+      if wants_save and is_saving():
         moment = SAVE
         time.sleep(self._random.uniform(0, 0.01))
         break
@@ -104,8 +107,8 @@ class Killer:
         started[number].kill()
       for number in victims:
         started[number].wait()
-      is_there = {SAVE: _is_saving, COLLECT: _is_collecting}
-      if moment in is_there and is_there[moment](workdir):
+      is_there = {SAVE: is_saving, COLLECT: lambda: _is_collecting(workdir)}
+      if moment in is_there and is_there[moment]():
         self._left[moment] -= 1  # what it left proves the moment
       elif moment in is_there:
         moment = ANY
@@ -117,9 +120,13 @@ class Killer:
     return self._random.choice([numbers, *((n,) for n in numbers)])
 
 
-def _is_saving(workdir: pathlib.Path) -> bool:
-  """Whether a checkpoint is there in part."""
-  return any("tmp" in path.name for path in workdir.glob("*/checkpoints/*"))
+def half_saved(workdir: pathlib.Path) -> set[tuple[str, int]]:
+  """Checkpoints that are there in part: (path, number of its folder)."""
+  found = set()
+  for path in workdir.glob("*/checkpoints/*tmp*"):
+    with contextlib.suppress(FileNotFoundError):  # saved meanwhile
+      found.add((str(path), path.stat().st_ino))
+  return found
 
 
 def _is_collecting(workdir: pathlib.Path) -> bool:
