@@ -6,15 +6,18 @@ import signal
 import subprocess
 import sys
 import time
+from unittest import mock
 
+from jax.experimental import multihost_utils
+import jax.numpy as jnp
 import pytest
 
-from rlhf_jax import exits
+from rlhf_jax import checkpoint, exits
 from tests import processes, results, test_processes
 from tests.reliability import undisturbed
 
 TERM, INT = signal.SIGTERM, signal.SIGINT
-GRACE = 12  # seconds; where a test waits for its end it is shorter
+GRACE = 25  # seconds; where a test waits for its end it is shorter
 NOTHING = {"bits": 0, "rows": 0, "values": 0, "files": 0}
 
 
@@ -66,7 +69,7 @@ class Chain:
         processes=num_processes, status=statuses, seconds=round(seconds, 2),
         said=re.findall("ended as asked.*", printed))
     assert seconds < GRACE + 3
-    assert not re.search(r"Traceback|^error|^process \d", printed, re.M), printed
+    assert not re.search("Traceback|^error|^process", printed, re.M), printed
     return statuses, printed
 
   def saves(self, status, signals, moment, **kwargs):
@@ -155,6 +158,17 @@ def test_a_guard_that_stops_stops_both_and_says_so_once(chain):
   assert [e.status for e in ended] == [exits.STOPPED] * 2, ended
   assert [e.printed.count("error: ") for e in ended] == [1, 0], ended
   assert list(chain.workdir.glob("pretrain/stopped/step_*.json"))
+
+
+def test_saving_passes_no_safe_point(tmp_path):
+  """Orbax would, by the number of the step."""
+  with mock.patch.object(
+      multihost_utils, "reached_preemption_sync_point") as asked:
+    with checkpoint.Checkpoints(tmp_path, keep=1) as saved:
+      saved.save(1, {"params": {"a": jnp.ones(2)}}, {})
+      saved.wait()
+      assert saved.latest_step == 1
+  assert not asked.called
 
 
 # ------------------------------------------------------ what does not end
