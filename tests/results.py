@@ -1,4 +1,4 @@
-"""What a run came to, for comparison with another: bit for bit, clocks aside."""
+"""What a run came to, compared with another: bit for bit, clocks aside."""
 
 import json
 import pathlib
@@ -16,13 +16,18 @@ FILES = ("samples.jsonl", "collect/responses.jsonl",
 
 
 def saved_items(folder: pathlib.Path):
-  """All arrays of one checkpoint, as NumPy ones."""
-  names = [path.name for path in folder.iterdir()
-           if path.is_dir() and path.name not in ("meta", "metrics")]
-  with ocp.CheckpointManager(folder.parent) as manager:
-    found = manager.restore(int(folder.name), args=ocp.args.Composite(
-        **{name: ocp.args.StandardRestore() for name in names}))
-  return {name: jax.tree.map(np.asarray, found[name]) for name in names}
+  """All arrays of one checkpoint as NumPy ones, on whatever devices it was
+  saved."""
+  device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  abstract = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device)
+  found = {}
+  with ocp.StandardCheckpointer() as checkpointer:
+    for path in folder.iterdir():
+      if path.is_dir() and path.name not in ("meta", "metrics"):
+        kinds = checkpointer.metadata(path).item_metadata
+        found[path.name] = jax.tree.map(np.asarray, checkpointer.restore(
+            path, jax.tree.map(abstract, kinds.tree)))
+  return found
 
 
 def steps(workdir: pathlib.Path, stage: str) -> list[int]:

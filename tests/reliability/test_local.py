@@ -53,14 +53,14 @@ def local(folder, num_steps):
 def number_of(process, flag):
   """The id of a process's child that was started with a flag."""
   listed = subprocess.run(
-      ["ps", "-o", "pid=,args=", "--ppid", str(process.pid)],
+      ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(process.pid)],
       capture_output=True, text=True, check=True).stdout.splitlines()
   number, = [int(line.split()[0]) for line in listed if flag in line]
   return number
 
 
 def test_local_saves_goes_on_and_starts_again_after_a_kill(tmp_path, account):
-  folder, steps = tmp_path / "run", 40
+  folder, steps = tmp_path / "run", 24
   with local(tmp_path, steps) as (process, reaches, ended):
     reaches(1)
     process.send_signal(signal.SIGTERM)
