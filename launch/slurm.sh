@@ -39,7 +39,7 @@ all_given
 # minute is killed. The highest status is srun's.
 program=$(quoted srun --kill-on-bad-exit=0 --wait=60 --label \
   python -m rlhf_jax.main --distributed "--config=$config" \
-  "--workdir=$workdir" ${extra[@]+"${extra[@]}"})
+  "--workdir=$workdir" --grace_seconds=100 ${extra[@]+"${extra[@]}"})
 
 # SIGTERM before the time limit goes to the processes, not to the job's shell.
 # Where the shell has it as well, SLURM preempts the job, and requeues it by

@@ -30,6 +30,18 @@ class DamagedError(CheckpointError):
   """A checkpoint does not hold what was saved."""
 
 
+class _Manager(ocp.CheckpointManager):
+  """Orbax's, but for the safe points, which `interruption` alone counts.
+
+  Orbax asks JAX's preemption service by the number of the step, from a thread
+  of process 0 as well: the service would agree on a safe point among numbers
+  that are not ours, and the run would never come to it.
+  """
+
+  def reached_preemption(self, step: int) -> bool:
+    return False
+
+
 class Checkpoints:
   """The checkpoints of one stage; use as a context so that saves finish."""
 
@@ -57,7 +69,7 @@ class Checkpoints:
       policies.append(preservation_policy.BestN(
           get_metric_fn=best["best_fn"], n=1, reverse=keep_best[0] == "min",
           keep_checkpoints_without_metrics=False))
-    self._manager = ocp.CheckpointManager(
+    self._manager = _Manager(
         self.directory,
         options=ocp.CheckpointManagerOptions(
             preservation_policy=(
@@ -287,7 +299,7 @@ class Reader(Checkpoints):
 
   def __init__(self, directory: epath.PathLike):
     self.directory = storage.absolute(directory)
-    self._manager = ocp.CheckpointManager(
+    self._manager = _Manager(
         self.directory, options=ocp.CheckpointManagerOptions(create=False))
 
 

@@ -106,12 +106,13 @@ def detected(timeout: float) -> Cluster:
   return dataclasses.replace(cluster, local_device_ids=devices)
 
 
-def start(cluster: Cluster, timeout: float) -> None:
+def start(cluster: Cluster, timeout: float, grace_seconds: float) -> None:
   """Brings the processes together, before any use of devices.
 
   Args:
     cluster: of `explicit` or `detected`.
     timeout: seconds to wait for the others.
+    grace_seconds: between SIGTERM and the end (see `interruption`).
 
   Raises:
     StartError: they do not come together in that time.
@@ -126,6 +127,8 @@ def start(cluster: Cluster, timeout: float) -> None:
         cluster.host, cluster.port, cluster.num_processes,
         cluster.process_id, timeout)
   _watch = made
+  # JAX sets its own handler, which ours calls: signals wait until both are set.
+  waiting = signal.pthread_sigmask(signal.SIG_BLOCK, exits.AT_SIGNAL)
   jax.config.update("jax_enable_preemption_service", True)
   jax.distributed.initialize(
       address, cluster.num_processes, cluster.process_id,
@@ -133,8 +136,9 @@ def start(cluster: Cluster, timeout: float) -> None:
       initialization_timeout=int(timeout), coordinator_bind_address=(
           f"[::]:{address.rpartition(':')[2]}"),
       heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT)
-  # after JAX has set its own handler, which this one calls
-  interruption.heed_signals(tell_others=_jax_handler())
+  interruption.heed_signals(
+      grace_seconds, tell_others=_jax_handler(), end_all=_watch.fail)
+  signal.pthread_sigmask(signal.SIG_SETMASK, waiting)
   if cluster.process_id == 0:
     print(f"{cluster.num_processes} processes after "
           f"{time.monotonic() - began:.1f} s", flush=True)
@@ -160,7 +164,7 @@ def refuse(message: str) -> NoReturn:
   """Ends for an error that a person can mend: no traceback."""
   if _watch is not None:
     _watch.refuse(message)
-  print(f"\nerror: {message}", file=sys.stderr)
+  watch.say(f"error: {message}")
   sys.exit(exits.REFUSED)
 
 
@@ -168,14 +172,22 @@ def refuse_at_once(message: str) -> NoReturn:
   """The same from any thread, and nothing more is done or saved."""
   if _watch is not None:
     _watch.refuse(message)
-  print(f"\nerror: {message}", file=sys.stderr)
+  watch.say(f"error: {message}")
   watch.exit_now(exits.REFUSED)
+
+
+def end_all(message: str, status: int) -> None:
+  """Ends all processes at once, for what one of them may be alone with;
+  returns where there is only one."""
+  if _watch is not None:
+    watch.say(f"error: {message}")
+    _watch.fail(message, status)
 
 
 def leave(message: str, status: int) -> NoReturn:
   """Ends where all processes end, none for the fault of another."""
   if jax.process_index() == 0:
-    print(f"\n{message}", file=sys.stderr, flush=True)
+    watch.say(message)
   sys.exit(status)
 
 
@@ -200,7 +212,7 @@ def reported() -> Iterator[None]:
       raise
     if isinstance(error, jax.errors.JaxRuntimeError):
       time.sleep(_CONSEQUENCE)
-    traceback.print_exc()
+    watch.say(traceback.format_exc())
     _watch.fail(f"{type(error).__name__}: {error}")
 
 

@@ -30,7 +30,15 @@ Values = Mapping[str, float]
 
 
 class GuardError(Exception):
-  """A guard stops the run."""
+  """A guard stops the run.
+
+  Attributes:
+    is_alone: of what this process sees, and others perhaps do not.
+  """
+
+  def __init__(self, message: str, is_alone: bool):
+    super().__init__(message)
+    self.is_alone = is_alone
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,7 +113,8 @@ class Guards:
     """
     if self._actions["repeated_batch"] != OFF:
       self._speak(
-          "repeated_batch", step, self._batches(name, epoch, step, batch))
+          "repeated_batch", step, self._batches(name, epoch, step, batch),
+          is_alone=True)
 
   @contextlib.contextmanager
   def compilations(self, step: int, first: int) -> Iterator[None]:
@@ -115,16 +124,18 @@ class Guards:
     found = _compilations.count - before
     if found and step > first + _STEPS_TO_WARM_UP and (
         self._actions["recompiled"] != OFF):
-      self._speak("recompiled", step, _RECOMPILED.format(found=found))
+      self._speak("recompiled", step, _RECOMPILED.format(found=found),
+                  is_alone=True)
 
-  def _speak(self, name: str, step: int, message: str | None) -> None:
+  def _speak(self, name: str, step: int, message: str | None,
+             is_alone: bool = False) -> None:
     if message is None:
       return
     if self._actions[name] == STOP:
       raise GuardError(
           f"{self._stage}, step {step}: the guard {name!r} stops the run. "
           f"{message}\nTo go on all the same, give the same command with "
-          f"--config.guards.actions.{name}=warn.")
+          f"--config.guards.actions.{name}=warn.", is_alone)
     if self._is_due(name, step):
       self._writer.note(self._stage, step, name, message)
 

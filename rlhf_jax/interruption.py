@@ -8,14 +8,14 @@ at the next safe point, the same one on all. Loops ask at each of them:
 
 A safe point has no name: processes agree by how many they have passed, so all
 have to ask equally often. With several processes it is JAX's preemption
-service that brings the notice of one to the others.
+service that brings the notice of one to the others. Before signals are heeded
+here, `exits.heed_early_signals` is for them.
 """
 
 from collections.abc import Callable
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from typing import NoReturn
@@ -78,8 +78,10 @@ def check(stage: str) -> None:
 
 
 def heed_signals(
+    grace_seconds: float,
     tell_others: Callable[[], None] = lambda: None,
-    grace_seconds: float = GRACE_SECONDS,
+    end_all: Callable[[str, int], NoReturn] = (
+        lambda unused, status: watch.exit_now(status)),
 ) -> None:
   """SIGTERM and Ctrl-C ask for an end from now on.
 
@@ -88,8 +90,9 @@ def heed_signals(
   any case, after a second Ctrl-C at once.
 
   Args:
-    tell_others: brings the notice to the other processes.
     grace_seconds: between SIGTERM and the end.
+    tell_others: brings the notice to the other processes.
+    end_all: (why, status) -> ends them and this one at once.
   """
   _notice.first, _notice.passed = None, 0
   reader, writer = socket.socketpair()
@@ -98,11 +101,12 @@ def heed_signals(
     signal.signal(number, lambda *unused: None)
   signal.set_wakeup_fd(writer.fileno())
   threading.Thread(
-      target=_hear, args=(reader, writer, tell_others, grace_seconds),
+      target=_hear,
+      args=(reader, writer, grace_seconds, tell_others, end_all),
       daemon=True).start()
 
 
-def _hear(reader, unused_writer, tell_others, grace_seconds: float) -> None:
+def _hear(reader, unused_writer, grace_seconds, tell_others, end_all) -> None:
   """Holds both ends of the pair, so that they stay open."""
   while True:
     number = signal.Signals(reader.recv(1)[0])
@@ -114,19 +118,26 @@ def _hear(reader, unused_writer, tell_others, grace_seconds: float) -> None:
            + "; Ctrl-C again ends at once" * (number == signal.SIGINT))
       tell_others()
     elif number == signal.SIGINT:
-      _say("ended at once; the last checkpoint is kept")
-      watch.exit_now(exits.INTERRUPTED)
+      # In a thread, for who ends all may wait for the others.
+      _in_background(_end, end_all, "Ctrl-C again", exits.INTERRUPTED)
     if number == signal.SIGTERM:
-      threading.Thread(
-          target=_end_later, args=(grace_seconds,), daemon=True).start()
+      _in_background(_end_later, end_all, grace_seconds)
 
 
-def _end_later(seconds: float) -> None:
+def _end_later(end_all, seconds: float) -> None:
   time.sleep(seconds)
-  _say(f"no step ended within {seconds:.0f} s of SIGTERM; the last checkpoint "
-       "is kept")
-  watch.exit_now(exits.PREEMPTED)
+  _end(end_all, f"nothing more was saved within {seconds:g} s of SIGTERM",
+       exits.PREEMPTED)
+
+
+def _end(end_all, why: str, status: int) -> NoReturn:
+  _say(f"{why}: ended at once; the last checkpoint is kept")
+  end_all(why, status)
+
+
+def _in_background(run: Callable[..., None], *args) -> None:
+  threading.Thread(target=run, args=args, daemon=True).start()
 
 
 def _say(text: str) -> None:
-  print(f"\n{text} (process {os.getpid()})", file=sys.stderr, flush=True)
+  watch.say(f"{text} (process {os.getpid()})")

@@ -13,8 +13,8 @@ import jax
 import numpy as np
 
 from rlhf_jax import (
-    checkpoint, config as config_lib, guards, interruption, metrics, storage,
-    train_state,
+    checkpoint, config as config_lib, distributed, exits, guards, interruption,
+    metrics, storage, train_state,
 )
 from rlhf_jax.checkpoint import CheckpointError, Checkpoints
 from rlhf_jax.data import batches
@@ -114,6 +114,8 @@ def train(
           guard.look(now, values)
       except guards.GuardError as error:
         write_stopped(training, now, batch, values, error)
+        if error.is_alone:  # others may be waiting for this process
+          distributed.end_all(str(error), exits.STOPPED)
         raise
       if measured := dict(measure(now, state)):
         run.writer.write(stage, now, measured)

@@ -9,15 +9,20 @@ As one of several processes, with one of:
       --coordinator=HOST:PORT --num_processes=N --process_id=I
 """
 
+from rlhf_jax import exits
+
+if __name__ == "__main__":
+  exits.heed_early_signals()  # while the rest is imported
+
+# pylint: disable=wrong-import-position
 from absl import app
 from absl import flags
 from absl import logging
 from etils import epath
 
 from rlhf_jax import (
-    checkpoint, command, compilation, config, distributed, exits, faults,
-    guards, handoff, host_memory, interruption, lock, metrics, pipeline,
-    storage,
+    checkpoint, command, compilation, config, distributed, faults, guards,
+    handoff, host_memory, interruption, lock, metrics, pipeline, storage,
 )
 from rlhf_jax.data.records import DataError
 
@@ -43,6 +48,10 @@ _DISTRIBUTED = flags.DEFINE_bool(
 _START_TIMEOUT = flags.DEFINE_float(
     "start_timeout", 300, "Seconds to wait for the other processes.",
     lower_bound=1, flag_values=_START)
+_GRACE_SECONDS = flags.DEFINE_float(
+    "grace_seconds", interruption.GRACE_SECONDS,
+    "After SIGTERM the process ends after so many seconds, saved or not.",
+    lower_bound=0, flag_values=_START)
 flags.FLAGS.append_flag_values(_START)
 # What a person can mend: one message, no traceback.
 _USER_ERRORS = (
@@ -97,9 +106,9 @@ def start_processes(argv):
           "--process_id say; give one or the other")
     cluster = distributed.detected(_START_TIMEOUT.value)
   if cluster is None:
-    interruption.heed_signals()
+    interruption.heed_signals(_GRACE_SECONDS.value)
   else:
-    distributed.start(cluster, _START_TIMEOUT.value)
+    distributed.start(cluster, _START_TIMEOUT.value, _GRACE_SECONDS.value)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import ml_collections
 
 from rlhf_jax import (
     checkpoint, collect, config as config_lib, datasets, distributed, faults,
-    lock, metrics, sharding, storage, streams, summaries,
+    interruption, lock, metrics, sharding, storage, streams, summaries,
 )
 from rlhf_jax.evals import stage as evaluate
 from rlhf_jax.run import Run
@@ -42,6 +42,7 @@ def run_all(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
     config.ConfigError: the config contradicts itself or the devices.
     WorkdirError: a stage was begun with other settings.
     DataError: bad data.
+    Interrupted: it was asked to end (see `interruption`).
     LockError: another run has the workdir.
     StorageError: the workdir cannot be used, or not any more.
   """
@@ -113,6 +114,7 @@ def run_stages(config, workdir: epath.Path) -> None:
   checkpoint.write_json(workdir / "config.json", config.to_dict())
   try:
     for stage in config.stages:
+      interruption.check(stage)
       run_stage(run, stage)
   except BaseException:
     run.writer.close(is_failing=True)

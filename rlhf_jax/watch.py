@@ -6,8 +6,7 @@ reads: process 0 tells all others what went wrong anywhere. One that is killed
 can say nothing, but its operating system closes the connection. Lines of JSON:
 
   to process 0    {"process", "of", "host"}    once, the greeting
-                  {"refused": message}         a person's error
-                  {"failed": message}          any other one
+                  {"failed": message, "status"}
                   {"finished": true}
   from process 0  {"coordinator": address}     all are there
                   {"failure": Failure}         end
@@ -18,6 +17,7 @@ lost connections abort the process from C++ without naming anybody.
 """
 
 from collections.abc import Callable, Mapping
+import contextlib
 import dataclasses
 import json
 import os
@@ -26,6 +26,8 @@ import sys
 import threading
 import time
 from typing import Any, NoReturn
+
+from rlhf_jax import exits
 
 GONE = ("ended without a word: it was killed (is its memory full?), or its "
         "machine is gone")
@@ -45,13 +47,13 @@ class Failure:
     process: the number of the process that failed.
     host: its machine.
     message: what was raised, or how it went.
-    refused: a person can mend it: no traceback, and the exit status is 2.
+    status: of all processes' ends; with REFUSED a person can mend it.
   """
 
   process: int
   host: str
   message: str
-  refused: bool = False
+  status: int = exits.FAILED
 
 
 class Line:
@@ -104,13 +106,13 @@ class Watch:
     """Ends the run for a person's error: printed once where all see it."""
     self._refusal = message
     self._has_refused.set()
-    self._report(message, refused=True)
+    self._report(message, exits.REFUSED)
 
-  def fail(self, message: str) -> NoReturn:
-    """Ends the run for what this process raised."""
-    self._report(message, refused=False)
+  def fail(self, message: str, status: int = exits.FAILED) -> NoReturn:
+    """Ends the run for what this process raised, or was told to do at once."""
+    self._report(message, status)
 
-  def _report(self, message: str, refused: bool) -> NoReturn:
+  def _report(self, message: str, status: int) -> NoReturn:
     raise NotImplementedError
 
   def _agrees(self, message: str) -> bool:
@@ -121,15 +123,16 @@ class Watch:
   def _leave(self, failure: Failure) -> NoReturn:
     """Ends this process, with a word on who failed unless it is known."""
     own = failure.process == self.process_id
+    is_refused = failure.status == exits.REFUSED
     text = None
-    if own and failure.refused:
+    if own and is_refused:
       text = f"error: {failure.message}"
-    elif not own and not (
-        failure.refused and self._agrees(failure.message)):
-      text = f"error: {describe(failure)}"
+    elif not own and not (is_refused and self._agrees(failure.message)):
+      is_error = failure.status not in exits.TOGETHER
+      text = "error: " * is_error + describe(failure)
     if text:
-      print(f"\n{text}", file=sys.stderr)
-    exit_now(2 if failure.refused else 1)
+      say(text)
+    exit_now(failure.status)
 
 
 class Hub(Watch):
@@ -150,8 +153,8 @@ class Hub(Watch):
     self._finish(0)
     self._all_finished.wait()
 
-  def _report(self, message: str, refused: bool) -> NoReturn:
-    self._end(Failure(0, self.host, message, refused))
+  def _report(self, message: str, status: int) -> NoReturn:
+    self._end(Failure(0, self.host, message, status))
     while True:  # another thread ends the process
       time.sleep(_LEAVE)
 
@@ -160,10 +163,9 @@ class Hub(Watch):
     while (said := line.receive()) is not None:
       if "finished" in said:
         self._finish(member)
-      if "failed" in said:
-        self._end(Failure(member, host, said["failed"]))
-      if "refused" in said and not self._agrees(said["refused"]):
-        self._end(Failure(member, host, said["refused"], refused=True))
+      if "failed" in said and not (
+          said["status"] == exits.REFUSED and self._agrees(said["failed"])):
+        self._end(Failure(member, host, said["failed"], said["status"]))
     if not self._all_finished.is_set():
       self._end(Failure(member, host, GONE))
 
@@ -207,10 +209,10 @@ class Member(Watch):
     self._line.send(finished=True)
     self._all_finished.wait()
 
-  def _report(self, message: str, refused: bool) -> NoReturn:
-    self._line.send(**{"refused" if refused else "failed": message})
+  def _report(self, message: str, status: int) -> NoReturn:
+    self._line.send(failed=message, status=status)
     time.sleep(_LEAVE)  # process 0 answers and the other thread leaves
-    self._leave(Failure(self.process_id, self.host, message, refused))
+    self._leave(Failure(self.process_id, self.host, message, status))
 
   def _listen(self) -> None:
     while (said := self._line.receive()) is not None:
@@ -225,15 +227,24 @@ class Member(Watch):
 def describe(failure: Failure) -> str:
   """The failure in words, its process named."""
   verb = ("" if failure.message == GONE else
-          "gave up: " if failure.refused else "failed: ")
+          "gave up: " if failure.status == exits.REFUSED else
+          "ended: " if failure.status in exits.TOGETHER else "failed: ")
   return (f"process {failure.process} ({failure.host}) "
           f"{verb}{failure.message}")
 
 
+def say(text: str) -> None:
+  """Prints last words; where nobody reads any more (a pipe whose other end was
+  told to end as well), the end comes without them."""
+  with contextlib.suppress(OSError):
+    print(f"\n{text}", file=sys.stderr, flush=True)
+
+
 def exit_now(status: int) -> NoReturn:
   """Ends at once: an orderly exit would wait for the other processes."""
-  sys.stdout.flush()
-  sys.stderr.flush()
+  for stream in (sys.stdout, sys.stderr):
+    with contextlib.suppress(OSError):  # as in `say`
+      stream.flush()
   os._exit(status)
 
 

@@ -3,7 +3,8 @@
   python -m tests.processes FLAGS...
 
 is rlhf_jax.main, but with what the environment variable FAULT asks for, as
-pretrain/2/1/kill: when process 1 writes step 2 of `pretrain`, it is killed.
+pretrain/2/1/SIGKILL: when process 1 writes step 2 of `pretrain`, it gets that
+signal (SIGINT+SIGINT: one after the other), or raises an error (raise).
 """
 
 import dataclasses
@@ -19,6 +20,7 @@ from tests import shared
 
 ROOT = pathlib.Path(__file__).parent.parent
 LIMIT = 400  # seconds of the longest run, where the machine is busy
+BETWEEN_SIGNALS = 0.05  # seconds: those of a kind that come at once are one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +143,9 @@ def arm(fault: str) -> None:
 def fail(how: str) -> None:
   if how == "raise":
     raise FloatingPointError("the loss is not finite")
-  os.kill(os.getpid(), {"kill": signal.SIGKILL, "end": signal.SIGTERM}[how])
+  for name in how.split("+"):
+    os.kill(os.getpid(), signal.Signals[name])
+    time.sleep(BETWEEN_SIGNALS)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
 """The launch scripts: clean, what they would run, what they do at the end of a
-program, and one run of local.sh."""
+program (tests/reliability/test_local.py runs one for real)."""
 
 import contextlib
-import json
 import os
 import pathlib
 import re
@@ -125,7 +124,9 @@ def test_wrong_settings(script, args, message, tools):
         r"--ntasks-per-node=8 --gpus-per-node=8 .*--time=1:00:00",
         r"#!/bin/bash", r"failures=/shared/mine/logs/slurm-\$SLURM_JOB_ID",
         r"trap '.*' TERM", r"true",
-        rf"srun --kill-on-bad-exit=0 --wait=60 .*{PROGRAM} &"]),
+        r"srun --kill-on-bad-exit=0 --wait=60 .*" + PROGRAM.replace(
+            r" --config\.seed", r" --grace_seconds=100 --config\.seed")
+        + " &"]),
     ("local.sh", [], [
         r"mkdir -p /w/mine/logs",
         *[r"env JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=1 .*--config=c.py "
@@ -143,28 +144,6 @@ def test_a_dry_run_prints_what_would_be_run(script, args, expected, tools):
   for line, pattern in zip(lines, expected):
     assert re.search(pattern, line), (pattern, line)
   assert len(lines) >= len(expected)
-
-
-def local(tmp_path, *args):
-  """local.sh for two processes of two devices, up to `pretrain`."""
-  return subprocess.run(
-      [shutil.which("bash"), str(LAUNCH / "local.sh"), "--processes=2",
-       "--devices=2", f"--port={processes.free_port()}",
-       f"--python={sys.executable}", f"--workdir={tmp_path / 'run'}",
-       f"--config={processes.write_experiment(tmp_path)}",
-       *args, "--", "--config.stages=('pretrain',)"],
-      cwd=processes.ROOT, capture_output=True, text=True, check=False,
-      timeout=processes.LIMIT, env=processes.environment(2))
-
-
-def test_local_runs_all_to_the_end(tmp_path):
-  done = local(tmp_path)
-  assert done.returncode == 0, done.stderr
-  assert "pretrain" in done.stdout  # the log of process 0 is shown
-  done_json = json.loads((tmp_path / "run/pretrain/done.json").read_text())
-  assert done_json["stage"] == "pretrain"
-  logs = tmp_path / "run" / "logs"
-  assert {p.name for p in logs.iterdir()} == {"process-0.log", "process-1.log"}
 
 
 # -------- exit statuses, of stand-ins for the program, for SLURM and gcloud
