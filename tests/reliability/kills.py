@@ -72,7 +72,8 @@ class Killer:
   def _start(self, workdir) -> list[subprocess.Popen]:
     return processes.start_all(
         self._num_processes, *self._command, f"--workdir={workdir}",
-        num_devices=2)
+        # who is killed before they meet is not waited for
+        "--start_timeout=15", num_devices=2)
 
   def _kill(self, started, workdir, left) -> Kill | None:
     """Waits for a moment and kills; None where the run ended before."""
