@@ -88,9 +88,10 @@ class Checkpoints:
     metrics = None
     if self._keep_best and self._keep_best[1] in (values or {}):
       metrics = {"value": float(values[self._keep_best[1]])}
+    sealed = item_files.sealed({"arrays": arrays, **meta})
     self._manager.save(step, metrics=metrics, args=ocp.args.Composite(
         **{name: ocp.args.StandardSave(tree) for name, tree in items.items()},
-        **{META: ocp.args.JsonSave(item_files.sealed({"arrays": arrays, **meta}))}))
+        **{META: ocp.args.JsonSave(sealed)}))
 
   def wait(self) -> None:
     """Returns when what is being saved is there."""
@@ -206,7 +207,7 @@ class Checkpoints:
         return (f"The newest older checkpoint that is whole is step {step}. To "
                 f"go on from there remove {folders}, and give the same command "
                 f"again; or {again}.")
-      except DamagedError:
+      except CheckpointError:
         spoilt.append(step)
     return f"There is no older checkpoint that is whole: {again}."
 
@@ -222,12 +223,15 @@ def _open(directory: epath.Path, **options) -> ocp.CheckpointManager:
   try:
     return ocp.CheckpointManager(
         directory, options=ocp.CheckpointManagerOptions(**options))
+  except jax.errors.JaxRuntimeError:
+    raise  # of another process, which it waits for
   except Exception as error:  # of orbax: no common base
     if faults.explain(error):
       raise
     raise DamagedError(
-        f"{directory} cannot be read ({_first_lines(error)}): bring it back, "
-        f"or remove {directory.parent} so that the stage starts again.") from error
+        f"{directory} cannot be read ({_first_lines(error)}): bring it back, or "
+        f"remove {directory.parent} so that the stage starts again."
+    ) from error
 
 
 def _check_fit(saved: Mapping[str, str], wanted: Mapping[str, str], place: str):

@@ -14,6 +14,8 @@ from etils import epath
 
 from rlhf_jax import storage
 
+_DEPTH = 32  # of nested objects; settings have six
+
 
 def strange(step: epath.Path, name: str) -> str | None:
   """What lies in an item, or beside the items of its step, that no save
@@ -25,12 +27,16 @@ def strange(step: epath.Path, name: str) -> str | None:
   """
   if storage.is_bucket(step):
     return None  # objects only
-  if not step.is_dir():
+  try:
+    for path, mode in _modes(os.fspath(step), name):
+      if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        kind = "a link" if stat.S_ISLNK(mode) else "no plain file"
+        return (f"{os.path.relpath(path, step)!a} is {kind}, and no save "
+                "leaves such")
+  except NotADirectoryError:
     return "it is no folder"
-  for path, mode in _modes(os.fspath(step), name):
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-      kind = "a link" if stat.S_ISLNK(mode) else "no plain file"
-      return f"{os.path.relpath(path, step)!a} is {kind}, and no save leaves such"
+  except FileNotFoundError:
+    return None  # the run that writes here removes an old step meanwhile
   return None
 
 
@@ -61,7 +67,8 @@ def opened(found: Any) -> dict[str, Any] | None:
     is_whole = found["sha256"] == _sha256(content)
   except (RecursionError, ValueError):  # nested or numbers beyond all measure
     return None
-  return content if is_whole and _has_arrays(content) else None
+  is_whole = is_whole and _has_arrays(content) and _is_shallow(content)
+  return content if is_whole else None
 
 
 def _has_arrays(content: Any) -> bool:
@@ -71,6 +78,13 @@ def _has_arrays(content: Any) -> bool:
       isinstance(arrays, dict)
       and all(isinstance(text, str) for text in arrays.values())
       for arrays in items.values())
+
+
+def _is_shallow(value: Any, depth: int = _DEPTH) -> bool:
+  """Whether who walks through it comes to an end before Python does."""
+  inside = (value.values() if isinstance(value, dict)
+            else value if isinstance(value, list) else ())
+  return depth > 0 and all(_is_shallow(child, depth - 1) for child in inside)
 
 
 def _sha256(content: Any) -> str:

@@ -224,7 +224,8 @@ def check_meta(training: Training, step: int, meta: Mapping[str, Any]) -> None:
         "something else:\n  " + "\n  ".join(differing[:_SHOWN])
         + f"\nBring back the data and stages that it had, or remove {directory} "
         "so that the stage starts again.")
-  changed = config_lib.differing(meta["versions"], versions())
+  changed = config_lib.differing(
+      {"versions": meta.get("versions")}, {"versions": versions()})
   if changed:
     metrics.say(
         f"{training.stage}: goes on at step {step} with other versions "

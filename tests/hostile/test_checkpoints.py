@@ -1,24 +1,25 @@
 """Any damage to a checkpoint: what was saved, or one message, and no more."""
 
-import copy
 import contextlib
+import copy
+import functools
 import json
+import operator
 import os
 import pathlib
 import shutil
 import subprocess
 import sys
-import tempfile
 import textwrap
 
 import chex
-from hypothesis import strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax import checkpoint
+from rlhf_jax import checkpoint, item_files
+from tests.hostile import damage
 from tests.hostile.conftest import ACCEPTED, ANSWERED
 
 _ROOT = pathlib.Path(__file__).parents[2]
@@ -80,136 +81,6 @@ def outcome(folder):
   return ACCEPTED
 
 
-# -------------------------------------------------------------------- damages
-
-
-def _files(folder):
-  return sorted(path for path in folder.rglob("*")
-                if path.is_file() and not path.is_symlink())
-
-
-def _flip(path, draw, unused_files):
-  data = bytearray(path.read_bytes())
-  if data:
-    data[draw(st.integers(0, len(data) - 1))] ^= draw(st.integers(1, 255))
-  path.write_bytes(data)
-
-
-def _truncate(path, draw, unused_files):
-  data = path.read_bytes()
-  path.write_bytes(data[:draw(st.integers(0, len(data)))])
-
-
-def _replace(path, draw, unused_files):
-  path.write_bytes(draw(st.binary(max_size=100)))
-
-
-def _swap(path, draw, files):
-  other = draw(st.sampled_from(files))
-  ours, theirs = path.read_bytes(), other.read_bytes()
-  path.write_bytes(theirs)
-  other.write_bytes(ours)
-
-
-def _delete(path, draw, unused_files):
-  if draw(st.booleans()):
-    shutil.rmtree(path.parent)
-  else:
-    path.unlink()
-
-
-def _folder_in_its_place(path, unused_draw, unused_files):
-  path.unlink()
-  path.mkdir()
-
-
-def _file_in_its_folders_place(path, draw, unused_files):
-  shutil.rmtree(path.parent)
-  path.parent.write_bytes(draw(st.binary(max_size=9)))
-
-
-def _link(path, draw, files):
-  target = draw(st.sampled_from(
-      ("/dev/zero", "/dev/null", "nowhere", path.name, "..", *map(str, files))))
-  path.unlink()
-  path.symlink_to(target)
-
-
-def _pipe(path, unused_draw, unused_files):
-  """Whoever opens it waits for ever."""
-  path.unlink()
-  os.mkfifo(path)
-
-
-_VALUES = st.one_of(
-    st.none(), st.booleans(), st.floats(), st.text(max_size=5),
-    st.sampled_from((
-        -1, 0, 2**31, 2**63, 10**12, 10**400, [10**12], [0], [-1], {}, [], [[]],
-        "jax.Array", "np.ndarray", "scalar", "string", "os.system",
-        "orbax.checkpoint.type_handlers.ArrayHandler", "/etc/passwd", "../..",
-        "float64", "<f8", "\udc80", "\0")))
-
-
-def _places(tree, path=()):
-  """The paths of all values in nested lists and objects."""
-  children = (tree.items() if isinstance(tree, dict)
-              else enumerate(tree) if isinstance(tree, list) else ())
-  for key, value in children:
-    yield (*path, key)
-    yield from _places(value, (*path, key))
-
-
-def _json(path):
-  """The content of a file of JSON, {} where it is none."""
-  try:
-    return json.loads(path.read_bytes())
-  except ValueError:
-    return {}
-
-
-def _change_json(path, draw, unused_files):
-  tree = _json(path)
-  if places := list(_places(tree)):
-    *parents, last = draw(st.sampled_from(places))
-    inside = tree
-    for key in parents:
-      inside = inside[key]
-    inside[last] = draw(_VALUES)
-    path.write_text(json.dumps(tree))
-
-
-def _double_keys(path, draw, unused_files):
-  tree = _json(path)
-  if isinstance(tree, dict) and tree:
-    key, text = draw(st.sampled_from(sorted(tree))), json.dumps(tree)
-    path.write_text(f"{text[:-1]}, {json.dumps(key)}: "
-                    f"{json.dumps(draw(_VALUES))}}}")
-
-
-_DAMAGES = (_flip, _truncate, _replace, _swap, _delete, _folder_in_its_place,
-            _file_in_its_folders_place, _link, _pipe, _change_json,
-            _double_keys)
-
-
-@st.composite
-def damaged(draw, good, damages, names=""):
-  """A copy of a good folder with one to three damages; the caller removes it.
-
-  Args:
-    good: the folder.
-    damages: of which one is drawn each time.
-    names: only files of which the name has this; "" for all.
-  """
-  folder = pathlib.Path(tempfile.mkdtemp()) / "ppo" / "checkpoints"
-  shutil.copytree(good, folder)
-  for _ in range(draw(st.integers(1, 3))):
-    files = [path for path in _files(folder) if names in path.name]
-    if files:
-      draw(st.sampled_from(damages))(
-          draw(st.sampled_from(files)), draw, files)
-  return folder
-
-
 def _law(folder):
   try:
     return outcome(folder)
@@ -218,14 +89,204 @@ def _law(folder):
 
 
 @pytest.mark.parametrize(
-    "damage", _DAMAGES, ids=lambda damage: damage.__name__.strip("_"))
-def test_damage(attempt, good, damage):
-  attempt(damaged(good, (damage,)), _law, 8)
+    "kind", damage.ALL, ids=lambda kind: kind.__name__.strip("_"))
+def test_damage(attempt, good, kind):
+  attempt(damage.damaged(good, (kind,)), _law, 8)
 
 
 def test_damages_together(attempt, good):
-  attempt(damaged(good, _DAMAGES), _law, 20)
+  attempt(damage.damaged(good, damage.ALL), _law, 20)
 
 
 def test_what_is_good_is_taken(good):
   assert outcome(good) == ACCEPTED
+
+
+# ---------------------------------------------------- crafted, not only damaged
+
+
+def _seal(content):
+  """`meta` as somebody would write it who knows how."""
+  return json.dumps(item_files.sealed(content))
+
+
+def _crafted(content):
+  nested = "[" * 400 + "]" * 400
+  arrays = content["arrays"]
+  without = {k: v for k, v in content.items() if k != "arrays"}
+  return {
+      "no arrays": _seal(without),
+      "arrays of a list": _seal(content | {"arrays": [1]}),
+      "items of a list": _seal(content | {"arrays": {"params": [1]}}),
+      "fingerprints of numbers": _seal(
+          content | {"arrays": arrays | {"params": {"embed": 1}}}),
+      "fingerprints without a kind": _seal(content | {"arrays": arrays | {
+          "params": {name: "" for name in arrays["params"]}}}),
+      "an item's name is a path": _seal(
+          content | {"arrays": {"../../../etc": {}}}),
+      "huge shapes": _seal(content | {"arrays": arrays | {"params": {
+          name: "float32[1000000000000] 00" for name in arrays["params"]}}}),
+      "as deep as a digest can be": _seal(content | {
+          "stage": json.loads("[" * 300 + "]" * 300)}),
+      "a wrong digest": _seal(content).replace('"sha256": "', '"sha256": "0'),
+      "a digest that is no text": json.dumps(
+          {"content": content, "sha256": 10**400}),
+      "deep": f'{{"content": {nested}, "sha256": ""}}',
+      "deeper": "[" * 100_000 + "]" * 100_000,
+      "a long number": f'{{"content": {"9" * 5000}, "sha256": ""}}',
+      "a lone surrogate": _seal(content | {"\udc80": "\ud800"}).replace(
+          '"sha256": "', '"sha256": "0'),
+      "control characters": _seal(content | {
+          "arrays": {"\x1b[2J\x07\n": {}}}),
+      "content of null": json.dumps(item_files.sealed({}) | {"content": None}),
+      "a list": "[]", "a number": "1", "nothing": "", "two": "{}{}",
+  }
+
+
+def test_crafted_meta(good, tmp_path, account):
+  meta = pathlib.PurePath("2", "meta", "metadata")
+  content = json.loads((good / meta).read_text())["content"]
+  texts = _crafted(content)
+  for number, (name, text) in enumerate(texts.items()):
+    folder = tmp_path / str(number) / "checkpoints"
+    shutil.copytree(good, folder)
+    (folder / meta).write_text(text)
+    assert outcome(folder) == ANSWERED, name
+  account("crafted meta", tried=len(texts), accepted=0, answered=len(texts))
+
+
+# In a process of its own, for a limit of its memory and of its time.
+_HUGE = textwrap.dedent("""
+    import json, pathlib, resource, shutil, sys, time
+    from tests.hostile import test_checkpoints as t
+
+    good, folder = map(pathlib.Path, sys.argv[1:])
+    t.save_good(good)
+    assert t.outcome(good) == t.ACCEPTED
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    resource.setrlimit(resource.RLIMIT_AS, (t._LIMIT, t._LIMIT))
+    counts = {"accepted": 0, "answered": 0}
+    for number, (path, place, value) in enumerate(t.huge_numbers(good)):
+      copied = folder / str(number) / "checkpoints"
+      shutil.copytree(good, copied)
+      tree = t.damage.read_json(copied / path)
+      t.damage.put(tree, place, value)
+      (copied / path).write_text(json.dumps(tree))
+      started = time.monotonic()
+      counts[t.outcome(copied)] += 1
+      assert time.monotonic() - started < 30, (path, place, value)
+      shutil.rmtree(copied.parent)
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(json.dumps(counts | {"tried": number + 1, "grown": after - before}))
+""")
+
+
+def _at(tree, place):
+  return functools.reduce(operator.getitem, place, tree)
+
+
+def huge_numbers(folder):
+  """(file, path in its JSON, number) for numbers in the newest step's notes."""
+  for path in damage.files_of(folder / "2"):
+    tree = damage.read_json(path)
+    for place in damage.places(tree):
+      if isinstance(_at(tree, place), int):
+        for value in (10**12, 2**31, -1):
+          yield path.relative_to(folder), place, value
+
+
+def test_huge_numbers_take_no_memory(tmp_path, account):
+  ended = subprocess.run(
+      [sys.executable, "-c", _HUGE, str(tmp_path / "good"),
+       str(tmp_path / "copies")],
+      cwd=_ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"},
+      capture_output=True, text=True, timeout=_SECONDS, check=False)
+  assert ended.returncode == 0, ended.stderr[-3000:]
+  counts = json.loads(ended.stdout.splitlines()[-1])
+  assert counts.pop("grown") < 200_000, counts  # kB
+  assert counts["answered"] > 10
+  account("huge numbers in a checkpoint", **counts)
+
+
+# -------------------------------------------------------------- nothing is run
+
+
+_EVENTS = ("pickle.find_class", "exec", "compile", "import", "os.system",
+           "os.exec", "os.posix_spawn", "subprocess.Popen", "os.remove",
+           "os.rename", "os.mkdir", "os.rmdir", "shutil.rmtree", "os.symlink")
+_seen, _watching = set(), False
+
+
+def _hook(event, arguments):
+  """Stays for the life of the process: Python has no way to remove it."""
+  if not _watching:
+    return
+  if event in _EVENTS:
+    _seen.add(f"{event} {arguments!r:.150}")
+  if event == "open" and isinstance(arguments[2], int) and arguments[2] & (
+      os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC):
+    _seen.add(f"open for writing {arguments[0]!r}")
+
+
+@contextlib.contextmanager
+def _watched():
+  """The set of what is run, removed or written meanwhile."""
+  global _watching
+  _seen.clear()
+  _watching = True
+  try:
+    yield _seen
+  finally:
+    _watching = False
+
+
+_HANDLERS = (
+    "os.system", "builtins.eval", "tests.hostile.crafted.run",
+    "subprocess.Popen",
+    "orbax.checkpoint._src.handlers.pytree_checkpoint_handler."
+    "PyTreeCheckpointHandler")
+
+
+def _notes(good):
+  """(file, its JSON with other types or handlers named in it)."""
+  for path in damage.files_of(good / "2"):
+    tree = damage.read_json(path)
+    for place in list(damage.places(tree)):
+      if isinstance(_at(tree, place), str):
+        for name in _HANDLERS:
+          changed = copy.deepcopy(tree)
+          damage.put(changed, place, name)
+          yield path.relative_to(good), changed
+
+
+def test_no_name_in_a_note_is_run(good, tmp_path, account):
+  sys.addaudithook(_hook)
+  for _ in range(2):  # what imports or compiles at first does so now
+    assert outcome(good) == ACCEPTED
+  with _watched() as usual:
+    outcome(good)
+    usual = set(usual)
+  counts = dict(tried=0, accepted=0, answered=0)
+  changes = list(_notes(good))
+  for path, tree in changes[::max(1, len(changes) // 40)]:
+    folder = tmp_path / str(counts["tried"]) / "checkpoints"
+    shutil.copytree(good, folder)
+    (folder / path).write_text(json.dumps(tree))
+    before = sorted(folder.rglob("*"))
+    with _watched() as seen:
+      counts[outcome(folder)] += 1
+      found = {event for event in seen - usual
+               if not _is_harmless(event)}
+    assert not found, (path, tree, found)
+    assert sorted(folder.rglob("*")) == before
+    counts["tried"] += 1
+  with _watched() as seen:
+    eval("1")  # would be seen
+    (tmp_path / "written").write_text("")
+    assert len(seen) >= 2
+  account("names in a checkpoint's notes", **counts)
+
+
+def _is_harmless(event):
+  """What the libraries import late, by names of their own."""
+  return event.startswith("import ") and "hostile" not in event
