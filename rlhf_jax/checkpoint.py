@@ -159,7 +159,8 @@ class Checkpoints:
       place = self._place(step, name)
       if name not in saved:
         raise CheckpointError(
-            f"{place}: there is no such item, only {', '.join(sorted(saved))}")
+            f"{place}: there is no such item, only "
+            + _printable(", ".join(sorted(saved))))
       _check_fit(saved[name], fingerprints.kinds(abstract), place)
       found[name] = self._read(step, name, ocp.args.StandardRestore(abstract))
       _check_kinds(found[name], abstract, place)
@@ -229,8 +230,8 @@ def _open(directory: epath.Path, **options) -> ocp.CheckpointManager:
     if faults.explain(error):
       raise
     raise DamagedError(
-        f"{directory} cannot be read ({_first_lines(error)}): bring it back, or "
-        f"remove {directory.parent} so that the stage starts again."
+        f"{directory} cannot be read ({_first_lines(error)}): bring it back, "
+        f"or remove {directory.parent} so that the stage starts again."
     ) from error
 
 
@@ -246,7 +247,8 @@ def _check_fit(saved: Mapping[str, str], wanted: Mapping[str, str], place: str):
       if kinds.get(name) != wanted.get(name)]
   more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
   raise CheckpointError(
-      f"{place} does not fit this run's model: {'; '.join(differing[:3])}"
+      f"{place} does not fit this run's model: "
+      f"{_printable('; '.join(differing[:3]))}"
       f"{more}. Give the settings it was made with, or another --workdir.")
 
 
@@ -268,8 +270,12 @@ def _check_content(saved: Mapping[str, str], found: Mapping[str, str],
 
 
 def _first_lines(error: Exception) -> str:
-  text = " ".join(str(error).split())[:300] or type(error).__name__
-  return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+  return _printable(" ".join(str(error).split()) or type(error).__name__)
+
+
+def _printable(text: str) -> str:
+  """A terminal may be shown what somebody wrote on the disk."""
+  return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:600])
 
 
 def restore_item(

@@ -191,8 +191,7 @@ def huge_numbers(folder):
     tree = damage.read_json(path)
     for place in damage.places(tree):
       if isinstance(_at(tree, place), int):
-        for value in (10**12, 2**31, -1):
-          yield path.relative_to(folder), place, value
+        yield path.relative_to(folder), place, 10**12
 
 
 def test_huge_numbers_take_no_memory(tmp_path, account):

@@ -3,7 +3,8 @@
   python -m tests.reliability.soak WORKDIR NUM_ITERS EVERY
 
 The stages before PPO are those of the tiny run. One JSON object a line and
-sample: `step` and the figures of `held`.
+sample: `step` and the figures of `held`. "objects" are Python's, which tell a
+leak there from one below.
 """
 
 import gc
@@ -34,6 +35,7 @@ def held() -> dict[str, int]:
   return {"host": host,
           "device": sum(array.nbytes for array in jax.live_arrays()),
           "files": len(os.listdir("/proc/self/fd")),
+          "objects": len(gc.get_objects()),
           "threads": threading.active_count(),
           "system_threads": len(os.listdir("/proc/self/task"))}
 

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from tests import tiny_run
+from tests.reliability import soak
 
 _ROOT = pathlib.Path(__file__).parents[2]
 _ITERATIONS, _WARM_UP, _EVERY = 500, 100, 5
@@ -57,4 +58,7 @@ def test_500_iterations_hold_no_more_than_100(tmp_path, account):
           host_bytes=samples[-1]["host"], device_bytes=samples[-1]["device"],
           **percent, **more)
   assert max(percent.values()) < _LIMIT, (percent, samples)
-  assert max(more.values()) <= 0, (more, samples)
+  assert more["files"] <= 0 and more["threads"] <= 0, (more, samples)
+  # Those of the libraries' pools come and go; one lost at each save is more.
+  saves = (_ITERATIONS - _WARM_UP) / soak.EVERY_SAVE_STEPS
+  assert more["system_threads"] < saves / 2, (more, samples)
