@@ -51,12 +51,17 @@ def _items(step):
       abstract())
 
 
+def to_go_on(folder):
+  """As a stage opens its own, which reads all steps' metrics."""
+  return checkpoint.Checkpoints(folder, keep=9, keep_best=("max", "score"))
+
+
 def save_good(folder):
-  with checkpoint.Checkpoints(folder, keep=9) as saved:
+  with to_go_on(folder) as saved:
     for step in (1, 2):
       saved.save(step, _items(step), {
           "stage": "ppo", "step": step, "key": [0, 7],
-          "streams": {"prompts": {"seed": 3, "epoch": 0}}})
+          "streams": {"prompts": {"seed": 3, "epoch": 0}}}, {"score": 1.0})
 
 
 @pytest.fixture(name="good", scope="module")
@@ -66,10 +71,10 @@ def _good(tmp_path_factory):
   return folder
 
 
-def outcome(folder):
+def outcome(folder, opened=checkpoint.Reader):
   """What restoring the newest step comes to; a message names the folder."""
   try:
-    with checkpoint.Reader(folder) as saved:
+    with opened(folder) as saved:
       found = saved.restore(abstract())
       step = saved.latest_step
       assert saved.meta(step)["step"] == step
@@ -81,9 +86,9 @@ def outcome(folder):
   return ACCEPTED
 
 
-def _law(folder):
+def _law(folder, opened=checkpoint.Reader):
   try:
-    return outcome(folder)
+    return outcome(folder, opened)
   finally:
     shutil.rmtree(folder.parents[1])
 
@@ -96,6 +101,21 @@ def test_damage(attempt, good, kind):
 
 def test_damages_together(attempt, good):
   attempt(damage.damaged(good, damage.ALL), _law, 20)
+
+
+def test_damages_before_a_run_goes_on(attempt, good):
+  attempt(damage.damaged(good, damage.ALL),
+          lambda folder: _law(folder, to_go_on), 20)
+
+
+@pytest.mark.parametrize("item", _SHAPES)
+def test_an_item_of_another_step(good, tmp_path, item):
+  """Whole and readable in all its files: only its content tells."""
+  folder = tmp_path / "checkpoints"
+  shutil.copytree(good, folder)
+  shutil.rmtree(folder / "2" / item)
+  shutil.copytree(good / "1" / item, folder / "2" / item)
+  assert outcome(folder) == ANSWERED
 
 
 def test_what_is_good_is_taken(good):

@@ -128,7 +128,8 @@ def save_cost(rows: Rows) -> Iterable[tuple[str, str]]:
         f"{row['percent_blocking']:.2f} % of the step time in the call, "
         f"{row['percent_wall']:.2f} % with what it slows the next step down, "
         f"{row['percent_cpu']:.2f} % of the CPU's seconds "
-        f"({row['percent_cpu_every_iteration']:.1f} % if saved each iteration)")
+        f"({row['percent_cpu_every_iteration']:.1f} % if saved each time); "
+        f"{row['pairs']} saves of {row['saved_bytes'] / 1e6:.0f} MB")
 
 
 def table(rows: Rows) -> str:

@@ -64,12 +64,12 @@ def measure(training, saved, num_pairs: int) -> dict[str, list]:
   """(wall, CPU) of iterations alone, of the calls of `save`, of iterations
   beside a save, of what was still to be waited for, of whole saves alone."""
   found = {name: [] for name in ("alone", "call", "beside", "wait", "whole")}
-  state, number = training.create(), 0
+  state, number, values = training.create(), 0, {}
 
   def iterate(state):
-    nonlocal number
+    nonlocal number, values
     clock = Clock()
-    state, _ = training.step(state, training.batch(number), number)
+    state, values = training.step(state, training.batch(number), number)
     jax.block_until_ready(state)
     number += 1
     return state, clock()
@@ -80,7 +80,7 @@ def measure(training, saved, num_pairs: int) -> dict[str, list]:
     return clock()
 
   def save():
-    loop.save(training, saved, number, state)
+    loop.save(training, saved, number, state, values)
 
   for _ in range(_WARM_UP):
     state, _ = iterate(state)
@@ -106,10 +106,13 @@ def figures(found: dict[str, list], every: int, num_bytes: int) -> dict:
       beside[0] - alone[0]
       for alone, beside in zip(found["alone"], found["beside"]))
   share = lambda cost, step: round(100 * cost / (every * step), 3)
-  return {
+  seconds = {
       "iteration_seconds": wall["alone"], "iteration_cpu_seconds": cpu["alone"],
       "call_seconds": wall["call"], "slower_by_seconds": slower,
-      "whole_cpu_seconds": cpu["whole"], "saved_bytes": num_bytes,
+      "whole_cpu_seconds": cpu["whole"]}
+  return {
+      **{name: round(value, 3) for name, value in seconds.items()},
+      "saved_bytes": num_bytes,
       "every": every, "pairs": len(found["alone"]),
       "percent_blocking": share(wall["call"], wall["alone"]),
       "percent_wall": share(wall["call"] + slower, wall["alone"]),

@@ -12,7 +12,7 @@ _SOAK = {"test": "soak", "iterations": 500, "warm_up": 100,
          "host_percent": 0.5, "device_percent": 0.0, "files": 0, "threads": 1}
 _SAVE = {"test": "save_cost", "every": 20, "percent_blocking": 0.2,
          "percent_wall": 0.75, "percent_cpu": 0.5,
-         "percent_cpu_every_iteration": 10.0}
+         "percent_cpu_every_iteration": 10.0, "pairs": 8, "saved_bytes": 2e7}
 
 
 def _table(*rows):
