@@ -8,7 +8,6 @@ from a step: streams, key, settings, versions.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-import hashlib
 import json
 from typing import Any
 
@@ -16,7 +15,7 @@ from etils import epath
 import jax
 import orbax.checkpoint as ocp
 
-from rlhf_jax import faults, fingerprints, storage
+from rlhf_jax import faults, fingerprints, item_files, storage
 
 preservation_policy = ocp.checkpoint_managers.preservation_policy
 META = "meta"
@@ -69,12 +68,10 @@ class Checkpoints:
       policies.append(preservation_policy.BestN(
           get_metric_fn=best["best_fn"], n=1, reverse=keep_best[0] == "min",
           keep_checkpoints_without_metrics=False))
-    self._manager = _Manager(
-        self.directory,
-        options=ocp.CheckpointManagerOptions(
-            preservation_policy=(
-                preservation_policy.AnyPreservationPolicy(policies)),
-            cleanup_tmp_directories=True, **best))
+    self._manager = _open(
+        self.directory, preservation_policy=(
+            preservation_policy.AnyPreservationPolicy(policies)),
+        cleanup_tmp_directories=True, **best)
 
   def __enter__(self):
     return self
@@ -103,9 +100,10 @@ class Checkpoints:
     metrics = None
     if self._keep_best and self._keep_best[1] in (values or {}):
       metrics = {"value": float(values[self._keep_best[1]])}
+    sealed = item_files.sealed({"arrays": arrays, **meta})
     self._manager.save(step, metrics=metrics, args=ocp.args.Composite(
         **{name: ocp.args.StandardSave(tree) for name, tree in items.items()},
-        **{META: ocp.args.JsonSave(_sealed({"arrays": arrays, **meta}))}))
+        **{META: ocp.args.JsonSave(sealed)}))
 
   def wait(self) -> None:
     """Returns when what is being saved is there."""
@@ -156,8 +154,10 @@ class Checkpoints:
     Raises:
       DamagedError: it is missing, or not what was saved.
     """
-    return _opened(
-        self._read(step, META, ocp.args.JsonRestore()), self._place(step, META))
+    content = item_files.opened(self._read(step, META, ocp.args.JsonRestore()))
+    if content is None:
+      raise DamagedError(f"{self._place(step, META)} is not what was saved")
+    return content
 
   def _whole(self, items, step: int) -> dict[str, Any]:
     """Items of a step that are what was saved.
@@ -171,9 +171,11 @@ class Checkpoints:
       place = self._place(step, name)
       if name not in saved:
         raise CheckpointError(
-            f"{place}: there is no such item, only {', '.join(sorted(saved))}")
+            f"{place}: there is no such item, only "
+            + _printable(", ".join(sorted(saved))))
       _check_fit(saved[name], fingerprints.kinds(abstract), place)
       found[name] = self._read(step, name, ocp.args.StandardRestore(abstract))
+      _check_kinds(found[name], abstract, place)
       _check_content(saved[name], fingerprints.of(found[name]), place)
     return found
 
@@ -186,6 +188,8 @@ class Checkpoints:
     place = self._place(step, name)
     if not (self.directory / str(step) / name).exists():
       raise DamagedError(f"{place}: the item is missing")
+    if strange := item_files.strange(self.directory / str(step), name):
+      raise DamagedError(f"{place}: {strange}")
     try:
       return self._manager.restore(
           step, args=ocp.args.Composite(**{name: args}))[name]
@@ -216,9 +220,31 @@ class Checkpoints:
         return (f"The newest older checkpoint that is whole is step {step}. To "
                 f"go on from there remove {folders}, and give the same command "
                 f"again; or {again}.")
-      except DamagedError:
+      except CheckpointError:
         spoilt.append(step)
     return f"There is no older checkpoint that is whole: {again}."
+
+
+def _open(directory: epath.Path, **options) -> ocp.CheckpointManager:
+  """Raises a DamagedError where what lies there cannot be looked at: notes
+  and metrics of all steps are, at once."""
+  for step in _step_folders(directory):
+    if strange := item_files.strange(step, "metrics"):
+      raise DamagedError(
+          f"{step}: {strange}. Remove {step} to go on from the newest of the "
+          f"others, or {directory.parent} so that the stage starts again.")
+  try:
+    return _Manager(
+        directory, options=ocp.CheckpointManagerOptions(**options))
+  except jax.errors.JaxRuntimeError:
+    raise  # of another process, which it waits for
+  except Exception as error:  # of orbax: no common base
+    if faults.explain(error):
+      raise
+    raise DamagedError(
+        f"{directory} cannot be read ({_first_lines(error)}): bring it back, "
+        f"or remove {directory.parent} so that the stage starts again."
+    ) from error
 
 
 def _check_fit(saved: Mapping[str, str], wanted: Mapping[str, str], place: str):
@@ -233,8 +259,16 @@ def _check_fit(saved: Mapping[str, str], wanted: Mapping[str, str], place: str):
       if kinds.get(name) != wanted.get(name)]
   more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
   raise CheckpointError(
-      f"{place} does not fit this run's model: {'; '.join(differing[:3])}"
+      f"{place} does not fit this run's model: "
+      f"{_printable('; '.join(differing[:3]))}"
       f"{more}. Give the settings it was made with, or another --workdir.")
+
+
+def _check_kinds(found: Any, abstract: Any, place: str) -> None:
+  """Notes on the disk say what each array is: they may have changed too."""
+  is_array = all(isinstance(x, jax.Array) for x in jax.tree.leaves(found))
+  if not is_array or fingerprints.kinds(found) != fingerprints.kinds(abstract):
+    raise DamagedError(f"{place}: its arrays are not those that were saved")
 
 
 def _check_content(saved: Mapping[str, str], found: Mapping[str, str],
@@ -247,30 +281,13 @@ def _check_content(saved: Mapping[str, str], found: Mapping[str, str],
         "bytes on the disk have changed")
 
 
-def _sealed(content: Mapping[str, Any]) -> dict[str, Any]:
-  """The content with its own digest."""
-  return {"content": dict(content), "sha256": _sha256(content)}
-
-
-def _opened(sealed: Any, place: str) -> dict[str, Any]:
-  """The content of `_sealed`.
-
-  Raises:
-    DamagedError: it has changed.
-  """
-  if not isinstance(sealed, dict) or set(sealed) != {"content", "sha256"} or (
-      sealed["sha256"] != _sha256(sealed["content"])):
-    raise DamagedError(f"{place} is not what was saved")
-  return sealed["content"]
-
-
-def _sha256(content: Any) -> str:
-  return hashlib.sha256(
-      json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
 def _first_lines(error: Exception) -> str:
-  return " ".join(str(error).split())[:300] or type(error).__name__
+  return _printable(" ".join(str(error).split()) or type(error).__name__)
+
+
+def _printable(text: str) -> str:
+  """A terminal may be shown what somebody wrote on the disk."""
+  return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:600])
 
 
 def restore_item(
@@ -299,15 +316,18 @@ class Reader(Checkpoints):
 
   def __init__(self, directory: epath.PathLike):
     self.directory = storage.absolute(directory)
-    self._manager = _Manager(
-        self.directory, options=ocp.CheckpointManagerOptions(create=False))
+    self._manager = _open(self.directory, create=False)
 
 
 def exists(directory: epath.PathLike) -> bool:
   """Whether a stage left any checkpoint in `directory`."""
-  directory = epath.Path(directory)
-  return directory.exists() and any(
-      path.name.isdigit() for path in directory.iterdir())
+  return bool(_step_folders(epath.Path(directory)))
+
+
+def _step_folders(directory: epath.Path) -> list[epath.Path]:
+  if not directory.exists():
+    return []
+  return [path for path in directory.iterdir() if path.name.isdigit()]
 
 
 def write_done(directory: epath.PathLike, content: Mapping[str, Any]) -> None:

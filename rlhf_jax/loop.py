@@ -224,9 +224,11 @@ def check_meta(training: Training, step: int, meta: Mapping[str, Any]) -> None:
     raise CheckpointError(
         f"{directory / 'checkpoints' / str(step)} was saved on the way to "
         "something else:\n  " + "\n  ".join(differing[:_SHOWN])
-        + "\nBring back the data and stages that it had, or remove "
+        + "
+Bring back the data and stages that it had, or remove "
         f"{directory} so that the stage starts again.")
-  changed = config_lib.differing(meta["versions"], versions())
+  changed = config_lib.differing(
+      {"versions": meta.get("versions")}, {"versions": versions()})
   if changed:
     metrics.say(
         f"{training.stage}: goes on at step {step} with other versions "

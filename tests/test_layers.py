@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 LAYERS = (
     "exits host_memory faults patience storage lock boards compilation watch "
     "rendezvous tree masked sharding",
-    "fingerprints interruption",
+    "fingerprints interruption item_files",
     "distributed losses advantages models data config",
     "optimizer train_state checkpoint metrics",
     "guards rollout",
