@@ -224,8 +224,7 @@ def check_meta(training: Training, step: int, meta: Mapping[str, Any]) -> None:
     raise CheckpointError(
         f"{directory / 'checkpoints' / str(step)} was saved on the way to "
         "something else:\n  " + "\n  ".join(differing[:_SHOWN])
-        + "
-Bring back the data and stages that it had, or remove "
+        + "\nBring back the data and stages that it had, or remove "
         f"{directory} so that the stage starts again.")
   changed = config_lib.differing(
       {"versions": meta.get("versions")}, {"versions": versions()})
