@@ -212,8 +212,9 @@ def warn_of_other_devices(run: Run, stage: str, found: Replayed) -> None:
   with checkpoint.Reader(folder) as saved:
     meta = saved.meta(found.start)
   here = {"count": jax.device_count(), "mesh": dict(run.mesh.shape)}
-  there = {name: meta["devices"][name] for name in here}
-  if there != here:
+  there = meta.get("devices")
+  if not isinstance(there, dict) or any(
+      there.get(name) != value for name, value in here.items()):
     metrics.say(f"recorded on {there}, replayed on {here}: sums are added up "
                 "in another order, so the last bits differ")
 
