@@ -9,6 +9,7 @@ import socket
 import time
 from typing import NoReturn
 
+from rlhf_jax import exits
 from rlhf_jax.watch import Failure, Hub, Line, Member
 
 
@@ -73,7 +74,7 @@ def _dismiss(lines: Iterable[Line], message: str) -> NoReturn:
   """Sends all away that came."""
   for line in lines:
     line.send(failure=dataclasses.asdict(
-        Failure(0, socket.gethostname(), message, refused=True)))
+        Failure(0, socket.gethostname(), message, exits.REFUSED)))
   raise StartError(message)
 
 

@@ -80,10 +80,11 @@ def check_outputs(written: Sequence[str], read: Sequence[str]) -> None:
     storage.check(path, "input", is_written=False)
   taken = {_place(path) for path in read}
   for path in written:
-    storage.check(path, "output", is_written=True)
     folder = storage.absolute(path).parent
-    if not storage.is_bucket(path) and not folder.is_dir():
+    is_local = not storage.is_bucket(path) and "://" not in path
+    if is_local and not folder.is_dir():
       raise DataError(f"{path}: there is no folder {folder}; make it first")
+    storage.check(folder if is_local else path, "output", is_written=True)
     if epath.Path(path).is_dir():
       raise DataError(f"{path} is a folder; name a file")
     if _place(path) in taken:

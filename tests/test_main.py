@@ -270,7 +270,7 @@ def test_another_vocabulary(refuses, tmp_path):
           r"--config.model.vocab_size=260 and the same for rm_model")
   path.write_text("{")
   refuses(f"--config.data.tokenizer={path}",
-          message=r"tokenizer '.*tokenizer.json' cannot be read")
+          message=r"tokenizer '.*tokenizer.json': cannot be read")
 
 
 def test_long_prompts_are_dropped_and_counted(

@@ -14,6 +14,7 @@ import pytest
 
 from rlhf_jax import exits, main
 from tests import processes
+from tests.reliability import undisturbed
 
 # XLA adds up gradients in another order when devices are in other processes:
 # float32 rounding, which three steps of Adam and two of PPO carry on.
@@ -30,21 +31,15 @@ def _experiment(tmp_path_factory):
 
 
 @pytest.fixture(name="one", scope="module")
-def _one(tmp_path_factory, experiment):
+def _one():
   """The workdir of a finished run in one process."""
-  return finished(tmp_path_factory.mktemp("one"), experiment, 1)
+  return undisturbed.run(1)
 
 
 @pytest.fixture(name="two", scope="module")
-def _two(tmp_path_factory, experiment):
+def _two():
   """The same in two."""
-  return finished(tmp_path_factory.mktemp("two"), experiment, 2)
-
-
-def finished(workdir, experiment, num_processes):
-  for ended in run(workdir, experiment, num_processes):
-    assert ended.status == 0, ended.printed
-  return workdir
+  return undisturbed.run(2)
 
 
 def run(workdir, experiment, num_processes, *args, fault="", num_devices=8):

@@ -41,14 +41,16 @@ class Killer:
     at_least: how many kills have to fall in saves, and in collection.
     seconds: that a process goes on with the stages before it is killed, at
       most; what comes before (imports, data) is killed now and then.
+    most: kills of a stage, so that all have some.
   """
 
   def __init__(self, command, num_processes: int, seed: int, at_least: int,
-               seconds: float):
+               seconds: float, most: int):
     self._command = command
     self._num_processes = num_processes
     self._random = random.Random(seed)
     self._seconds = seconds
+    self._most = most
     self._left = {SAVE: at_least, COLLECT: at_least}
     self.kills: list[Kill] = []
 
@@ -80,6 +82,8 @@ class Killer:
     is_saving = lambda: half_saved(workdir) - left
     began = time.monotonic()
     draw, delay = self._random.random(), self._random.uniform(0, self._seconds)
+    is_spared = lambda: [kill.stage for kill in self.kills].count(
+        running_stage(workdir)) >= self._most
     wants_save = self._left[SAVE] > 0 and draw < 0.4
     is_early = draw > 0.9
     before = _begun(workdir)
@@ -99,7 +103,9 @@ class Killer:
         time.sleep(self._random.uniform(0, 0.01))
         break
       if at is not None and now >= at and not wants_save:
-        break
+        if not is_spared():
+          break
+        at = now + delay
       time.sleep(_POLL)
     victims = self._victims()
     stage = running_stage(workdir)

@@ -20,7 +20,8 @@ def test_a_killed_run_ends_as_an_undisturbed_one(
   expected = undisturbed.run(num_processes)
   in_stages = json.loads((expected / "summary.json").read_text())["seconds"]
   killer = kills.Killer(undisturbed.command(), num_processes, seed=num_kills,
-                        at_least=AT_LEAST, seconds=in_stages / 5)
+                        at_least=AT_LEAST, seconds=in_stages / 10,
+                        most=-(-num_kills // 6))
   number, total = 0, collections.Counter()
   while len(killer.kills) < num_kills:  # several runs, if one is too short
     workdir = tmp_path / f"killed_{number}"
