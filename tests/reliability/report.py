@@ -74,17 +74,18 @@ def survived(what: str, key: str, rows: Rows) -> Iterable[tuple[str, str]]:
 
 
 def preemptions(rows: Rows) -> Iterable[tuple[str, str]]:
-  """By case; a status of each process, said once where they are equal."""
-  cases = collections.defaultdict(set)
-  for row in rows:
-    statuses = row["status"]
-    cases[row["case"], row.get("processes", 1)].update(
-        statuses if isinstance(statuses, list) else [statuses])
-  if not cases:
+  """By the number of processes: how many cases ended with which statuses."""
+  if not rows:
     yield "SIGTERM, Ctrl-C", MISSING
-  for (case, number), statuses in sorted(cases.items()):
-    where = f", {number} processes" if number > 1 else ""
-    yield f"{case}{where}", f"status {', '.join(map(str, sorted(statuses)))}"
+  by_number = collections.defaultdict(collections.Counter)
+  for row in rows:
+    found = row["status"]
+    statuses = sorted(set(found if isinstance(found, list) else [found]))
+    by_number[row.get("processes", 1)][", ".join(map(str, statuses))] += 1
+  for number, counts in sorted(by_number.items()):
+    yield f"SIGTERM, Ctrl-C, {number} process(es)", "; ".join(
+        f"{count} case(s) with status {statuses}"
+        for statuses, count in sorted(counts.items()))
 
 
 def inputs(rows: Rows) -> Iterable[tuple[str, str]]:

@@ -63,11 +63,14 @@ def test_inputs_are_summed_by_what_reads_them():
       row, row | {"test": "test_rows[long-comparisons]"},
       {"test": "bombs", "tried": 5, "accepted": 0, "answered": 4},
       {"test": "preemption", "case": "SIGTERM", "status": 75},
+      {"test": "preemption", "case": "SIGINT", "status": 130},
       {"test": "preemption", "case": "SIGTERM", "processes": 2,
        "status": [75, 75]})
   assert found["malformed inputs: rows"] == (
       "160 tried, 140 answered with a message, 20 taken")
   assert found["malformed inputs: bombs"].endswith(", 1 NEITHER")
   assert found["malformed inputs: all"].startswith("165 tried, 144 answered")
-  assert found["SIGTERM"] == "status 75"
-  assert found["SIGTERM, 2 processes"] == "status 75"
+  assert found["SIGTERM, Ctrl-C, 1 process(es)"] == (
+      "1 case(s) with status 130; 1 case(s) with status 75")
+  assert found["SIGTERM, Ctrl-C, 2 process(es)"] == (
+      "1 case(s) with status 75")
