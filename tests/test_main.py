@@ -4,9 +4,9 @@ nothing overwritten."""
 import contextlib
 import gzip
 import json
+import os
 import pathlib
 import re
-import os
 import subprocess
 import sys
 from unittest import mock
