@@ -228,7 +228,7 @@ class Checkpoints:
 def _open(directory: epath.Path, **options) -> ocp.CheckpointManager:
   """Raises a DamagedError where what lies there cannot be looked at: notes
   and metrics of all steps are, at once."""
-  for step in _step_folders(directory):
+  for step in step_folders(directory):
     if strange := item_files.strange(step, "metrics"):
       raise DamagedError(
           f"{step}: {strange}. Remove {step} to go on from the newest of the "
@@ -321,10 +321,11 @@ class Reader(Checkpoints):
 
 def exists(directory: epath.PathLike) -> bool:
   """Whether a stage left any checkpoint in `directory`."""
-  return bool(_step_folders(epath.Path(directory)))
+  return bool(step_folders(epath.Path(directory)))
 
 
-def _step_folders(directory: epath.Path) -> list[epath.Path]:
+def step_folders(directory: epath.Path) -> list[epath.Path]:
+  """The folders of the steps that a stage left."""
   if not directory.exists():
     return []
   return [path for path in directory.iterdir() if path.name.isdigit()]

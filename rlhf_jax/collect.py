@@ -147,7 +147,7 @@ def sample(run: Run, stage: str, tasks: Sequence[Task]) -> list[Answer]:
           progress.update()
   file.upload()
   distributed.barrier(f"sampled {stage}")  # what process 0 wrote is there
-  return read_lines(path)
+  return storage.read_lines(path)
 
 
 def keep_whole_groups(path: epath.Path, groups: Sequence[Sequence[Task]]
@@ -333,10 +333,6 @@ def agreement_figures(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 # -------------------------------------------------------------------- files
-
-
-def read_lines(path: epath.Path) -> list[dict[str, Any]]:
-  return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def append_lines(file: storage.Growing, rows: Sequence[Mapping[str, Any]]

@@ -90,6 +90,11 @@ def explain(error: BaseException) -> Fault | None:
   return None
 
 
+def first_line(error: BaseException) -> str:
+  """What an error says, in one line; its kind where it says nothing."""
+  return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def of_errno(number: int | None, path: object = None) -> Fault | None:
   """What an operating system's error number means, if it is one of storage."""
   if number not in _LOCAL:
@@ -129,7 +134,7 @@ def _local(error: BaseException) -> Fault | None:
 
 def _bucket(error: BaseException) -> Fault | None:
   text = str(error).strip()
-  said = (text or type(error).__name__).splitlines()[0][:200]
+  said = first_line(error)[:200]
   kind = None
   if _is_a(error, _SILENT_KINDS):
     kind = _SILENT

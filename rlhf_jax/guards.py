@@ -218,31 +218,42 @@ def _negative_kl(limits: Limits):
   return look
 
 
-def _large_kl(limits: Limits):
-  def look(values: Values) -> str | None:
-    kl = values.get("train/ppo/kl", 0.0)
-    if not kl > limits.max_kl:
-      return None
-    return (
-        f"the KL to the reference is {kl:.3g} nats a response, over the limit "
-        f"of {limits.max_kl:g}: the policy has left what the reward model can "
-        "judge. Usually kl_coef is raised, or the learning rate lowered.")
+def _above(metric: str, limit: str, message: str):
+  """A guard of one metric: it speaks where that is above its limit."""
 
-  return look
+  def make(limits: Limits):
+    largest = getattr(limits, limit)
+
+    def look(values: Values) -> str | None:
+      value = values.get(metric, 0.0)
+      if not value > largest:
+        return None
+      return message.format(value=value, limit=largest)
+
+    return look
+
+  return make
 
 
-def _first_ratio(limits: Limits):
-  def look(values: Values) -> str | None:
-    deviation = values.get("train/ppo/first_ratio_deviation", 0.0)
-    if not deviation > limits.first_ratio_deviation:
-      return None
-    return (
-        f"the first minibatch has a probability ratio {deviation:.3g} away "
-        "from 1, before any update: old log-probs and new ones are not of the "
-        "same computation. Usually dropout is on, or they are made at another "
-        "precision or batch shape.")
+_large_kl = _above(
+    "train/ppo/kl", "max_kl",
+    "the KL to the reference is {value:.3g} nats a response, over the limit of "
+    "{limit:g}: the policy has left what the reward model can judge. Usually "
+    "kl_coef is raised, or the learning rate lowered.")
 
-  return look
+_first_ratio = _above(
+    "train/ppo/first_ratio_deviation", "first_ratio_deviation",
+    "the first minibatch has a probability ratio {value:.3g} away from 1, "
+    "before any update: old log-probs and new ones are not of the same "
+    "computation. Usually dropout is on, or they are made at another precision "
+    "or batch shape.")
+
+_sampler_drift = _above(
+    "train/ppo/sampler_drift_mean", "sampler_drift",
+    "sampler and scorer give the same tokens log-probs that are {value:.3g} "
+    "apart on average: the policy that is trained is not the one that sampled. "
+    "Usually the KV cache's positions or masks, the temperature, or "
+    "config.decode.dtype is at fault.")
 
 
 def _clip_frac(limits: Limits):
@@ -312,20 +323,6 @@ def _over_optimised(limits: Limits):
             "kl_coef is raised, PPO stopped earlier, or comparisons of this "
             "policy are collected for a new reward model.")
     return None
-
-  return look
-
-
-def _sampler_drift(limits: Limits):
-  def look(values: Values) -> str | None:
-    drift = values.get("train/ppo/sampler_drift_mean", 0.0)
-    if not drift > limits.sampler_drift:
-      return None
-    return (
-        f"sampler and scorer give the same tokens log-probs that are "
-        f"{drift:.3g} apart on average: the policy that is trained is not the "
-        "one that sampled. Usually the KV cache's positions or masks, the "
-        "temperature, or config.decode.dtype is at fault.")
 
   return look
 

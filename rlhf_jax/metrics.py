@@ -129,16 +129,14 @@ def _is_after(line: str, stage: str, step: int) -> bool:
 
 def read(workdir: epath.PathLike, stage: str) -> list[dict[str, Any]]:
   """The rows of one stage."""
-  lines = (epath.Path(workdir) / "metrics.jsonl").read_text().splitlines()
-  return [r for r in map(json.loads, lines) if r["stage"] == stage]
+  rows = storage.read_lines(epath.Path(workdir) / "metrics.jsonl")
+  return [row for row in rows if row["stage"] == stage]
 
 
 def read_notes(workdir: epath.PathLike) -> list[dict[str, Any]]:
   """What guards had to say in a run."""
   path = epath.Path(workdir) / "guards.jsonl"
-  if not path.exists():
-    return []
-  return [json.loads(line) for line in path.read_text().splitlines()]
+  return storage.read_lines(path) if path.exists() else []
 
 
 class Progress:

@@ -15,6 +15,8 @@ import time
 import gcsfs
 from gcsfs import retry
 
+from rlhf_jax import faults
+
 SECONDS = 300.0  # how long one request is tried
 _LONGEST_PAUSE = 32.0
 _PAUSE_TO_TELL = 4.0  # shorter outages are not worth a line
@@ -56,12 +58,8 @@ async def _patiently(ask, files, args, kwargs):
         raise
       if pause > _PAUSE_TO_TELL and not is_told:
         is_told = True
-        print(f"\nthe bucket does not answer ({_first_line(error)}): trying "
-              f"again for {left:.0f} s", file=sys.stderr, flush=True)
+        print(f"\nthe bucket does not answer ({faults.first_line(error)}): "
+              f"trying again for {left:.0f} s", file=sys.stderr, flush=True)
       # Not all clients at the same moment.
       await asyncio.sleep(min(pause * random.uniform(0.8, 1.2), max(0.1, left)))
       pause = min(2 * pause, _LONGEST_PAUSE)
-
-
-def _first_line(error: Exception) -> str:
-  return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -88,10 +88,8 @@ def kept(config, workdir: epath.Path) -> str:
             if checkpoint.read_done(workdir / stage)]
     steps = [
         (stage, int(path.name)) for stage in config.stages
-        if stage not in done and checkpoint.exists(
-            workdir / stage / "checkpoints")
-        for path in (workdir / stage / "checkpoints").iterdir()
-        if path.name.isdigit()]
+        if stage not in done
+        for path in checkpoint.step_folders(workdir / stage / "checkpoints")]
   except Exception as error:  # the same failure, most likely
     return (f"What was saved is kept, but cannot be looked at now ({error}).")
   stages = f"finished stages ({', '.join(done) or 'none'})"
@@ -123,6 +121,19 @@ def run_stages(config, workdir: epath.Path) -> None:
   summary = summaries.summarise(run, time.monotonic() - started)
   checkpoint.write_json(workdir / "summary.json", summary)
   metrics.say(summaries.format_summary(run, summary))
+
+
+def config_of(workdir: epath.Path) -> ml_collections.ConfigDict:
+  """The experiment of a run.
+
+  Raises:
+    CheckpointError: there is no run.
+  """
+  path = workdir / "config.json"
+  if not path.exists():
+    raise checkpoint.CheckpointError(
+        f"{path} does not exist: --workdir must be the folder of a run.")
+  return ml_collections.ConfigDict(json.loads(path.read_text()))
 
 
 def make_run(config, workdir: epath.Path) -> Run:

@@ -10,7 +10,6 @@ everything is the same to the last bit, and 1 where it is not.
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import json
 import re
 from typing import Any
 
@@ -19,7 +18,6 @@ from absl import flags
 from absl import logging
 from etils import epath
 import jax
-import ml_collections
 import tabulate
 
 from rlhf_jax import (
@@ -77,11 +75,7 @@ def open_run(workdir: epath.Path) -> Run:
     CheckpointError: there is no run.
     ConfigError: its mesh does not fit the devices here.
   """
-  path = workdir / "config.json"
-  if not path.exists():
-    raise CheckpointError(
-        f"{path} does not exist: --workdir must be the folder of a run.")
-  config = ml_collections.ConfigDict(json.loads(path.read_text()))
+  config = pipeline.config_of(workdir)
   config_lib.validate(
       config, jax.device_count(),
       slice_count=sharding.slice_count(jax.devices()), check_inputs=False)

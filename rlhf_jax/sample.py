@@ -6,7 +6,6 @@
 Without a prompt it reads prompts from the terminal, one a line.
 """
 
-import json
 import sys
 
 from absl import app
@@ -14,7 +13,6 @@ from absl import flags
 from absl import logging
 from etils import epath
 import jax
-import ml_collections
 
 from rlhf_jax import (
     checkpoint, compilation, config as config_lib, pipeline, sampler, sharding,
@@ -44,11 +42,7 @@ def open_run(workdir: epath.Path) -> Run:
   Raises:
     CheckpointError: there is no run.
   """
-  path = workdir / "config.json"
-  if not path.exists():
-    raise checkpoint.CheckpointError(
-        f"{path} does not exist: --workdir must be the folder of a run.")
-  config = ml_collections.ConfigDict(json.loads(path.read_text()))
+  config = pipeline.config_of(workdir)
   config.mesh = dict(data=jax.device_count(), fsdp=1, tensor=1)
   return pipeline.make_run(config, workdir)
 

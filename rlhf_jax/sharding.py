@@ -358,6 +358,13 @@ def abstract_of(
   return abstract_with(abstract, shardings_for(abstract, mesh, axis_rules))
 
 
+def jit_step(step: Callable[..., Any], state: Any) -> Callable[..., Any]:
+  """`step(state, ...) -> (state, values)`, jitted: the state's buffers are
+  given up and its shards kept, those of the abstract `state`."""
+  return jax.jit(
+      step, donate_argnums=0, out_shardings=(shardings_of(state), None))
+
+
 def in_place(function: Callable[[Any], Any], tree: Any) -> Any:
   """`function(tree)` in the shards of `tree`, whose buffers are given up."""
   return jax.jit(

@@ -13,9 +13,11 @@ import functools
 import hashlib
 import importlib.util
 import io
+import json
 import os
 import re
 import time
+from typing import Any
 import uuid
 
 from etils import epath
@@ -129,9 +131,10 @@ def _probe(bucket: str, prefix: str, given: str, is_written: bool) -> None:
       probe.delete(**patience)
   except auth_exceptions.GoogleAuthError as error:
     raise StorageError(
-        f"{given}: no usable Google credentials ({_first_line(error)}); run "
-        "'gcloud auth application-default login', or set "
-        "GOOGLE_APPLICATION_CREDENTIALS to a key file.") from error
+        f"{given}: no usable Google credentials "
+        f"({faults.first_line(error)}); run 'gcloud auth application-default "
+        "login', or set GOOGLE_APPLICATION_CREDENTIALS to a key file."
+    ) from error
   except exceptions.NotFound as error:
     raise StorageError(
         f"{given}: there is no bucket {bucket!r}; correct its name, or run "
@@ -139,18 +142,14 @@ def _probe(bucket: str, prefix: str, given: str, is_written: bool) -> None:
   except (exceptions.Forbidden, exceptions.Unauthorized) as error:
     raise StorageError(
         f"{given}: not permitted to {doing} in the bucket {bucket!r} "
-        f"({_first_line(error)}); have {_ROLES} granted on it, or run 'gcloud "
-        "auth application-default login' as somebody who has them."
+        f"({faults.first_line(error)}); have {_ROLES} granted on it, or run "
+        "'gcloud auth application-default login' as somebody who has them."
     ) from error
   except (exceptions.GoogleAPIError, OSError) as error:
     raise StorageError(
         f"{given}: cannot {doing} in the bucket {bucket!r} "
-        f"({_first_line(error)}); check the network, and GOOGLE_CLOUD_PROJECT "
-        "if a project is asked for.") from error
-
-
-def _first_line(error: Exception) -> str:
-  return (str(error).strip() or type(error).__name__).splitlines()[0]
+        f"({faults.first_line(error)}); check the network, and "
+        "GOOGLE_CLOUD_PROJECT if a project is asked for.") from error
 
 
 # --------------------------------------------------------------------- writing
@@ -252,6 +251,12 @@ def remove(path: epath.PathLike) -> None:
 
 
 # --------------------------------------------------------------------- reading
+
+
+def read_lines(path: epath.PathLike) -> list[Any]:
+  """The values of a file of JSON lines."""
+  return [json.loads(line)
+          for line in epath.Path(path).read_text().splitlines()]
 
 
 def absolute(path: epath.PathLike) -> epath.Path:

@@ -10,7 +10,9 @@ from etils import epath
 import numpy as np
 import pytest
 
-from rlhf_jax import checkpoint, collect, labelers, pipeline, scoring, sharding
+from rlhf_jax import (
+    checkpoint, collect, labelers, pipeline, scoring, sharding, storage,
+)
 from tests import tiny_run
 
 
@@ -87,7 +89,7 @@ def _mixed(base, tmp_path_factory):
   config = tiny_run.only(
       ("collect",), collect__policies=(("sft", 1.0), ("ppo", 3.0)))
   tiny_run.run(config, workdir)
-  return workdir, collect.read_lines(
+  return workdir, storage.read_lines(
       epath.Path(workdir / "collect" / "comparisons.jsonl"))
 
 
@@ -148,7 +150,7 @@ def test_a_comparison_says_where_its_prompt_is_from(run):
 def test_a_reward_model_ranks_by_its_scores(base, run, tmp_path):
   config = tiny_run.only(("collect",), collect__labeler="rm")
   tiny_run.run(config, tmp_path)
-  rows = collect.read_lines(
+  rows = storage.read_lines(
       epath.Path(tmp_path / "collect" / "comparisons.jsonl"))
   assert len(rows) == 40 and {row["labeler_id"] for row in rows} == {"rm"}
   unit = checkpoint.read_done(run.stage_dir("rm"))["figures"]["score_sd"]

@@ -114,10 +114,9 @@ class _Maker:
       flops += 3 * settings[key] * forward_flops(
           model.config, length, num_logits=length - 1)
       tokens += settings[key] * length
-    step = jax.jit(
+    step = sharding.jit_step(
         lm.make_lm_step(model, tx, weights=weights,
-                        num_microbatches=settings.num_microbatches),
-        donate_argnums=0, out_shardings=(sharding.shardings_of(state), None))
+                        num_microbatches=settings.num_microbatches), state)
     yield Program(
         name=stage, function=step, args=(state, batch, self._key()),
         kinds={"parameters": state.params, "optimizer": state.opt_state,
@@ -141,11 +140,10 @@ class _Maker:
         "last_token": self._array(ranked, jnp.int32),
         "ranks": self._array(ranked, jnp.int32),
         "response_mask": self._array(ranked, jnp.bool_)}
-    step = jax.jit(
+    step = sharding.jit_step(
         rm.make_rm_step(model, tx, denominator=settings.denominator,
                         num_microbatches=settings.num_microbatches,
-                        num_row_parts=settings.num_row_parts),
-        donate_argnums=0, out_shardings=(sharding.shardings_of(state), None))
+                        num_row_parts=settings.num_row_parts), state)
     num_rows = settings.batch_size * settings.block_rows
     yield Program(
         name=stage, function=step, args=(state, batch),
@@ -192,9 +190,8 @@ class _Maker:
     windows = self._config.model.context_length
     has_ptx = method.ptx_coef > 0
     ptx = self._array((ptx_rows, windows), jnp.int32) if has_ptx else None
-    step = jax.jit(
-        ppo_step.make_ppo_step(policy, critic, *txs, method),
-        donate_argnums=0, out_shardings=(sharding.shardings_of(state), None))
+    step = sharding.jit_step(
+        ppo_step.make_ppo_step(policy, critic, *txs, method), state)
     yield Program(
         name=f"{stage}/step", function=step,
         args=(state, frozen, sampled, ptx, self._key()),

@@ -140,10 +140,9 @@ def make_training(run: Run, stage: str) -> loop.Training:
   key_init, key_step = jax.random.split(run.key(stage))
   create = lambda params: train_state.create(params, tx)
   abstract = run.abstract(create, run.abstract_params(model))
-  step_fn = jax.jit(
+  step_fn = sharding.jit_step(
       make_lm_step(model, tx, weights=weights,
-                   num_microbatches=settings.num_microbatches),
-      donate_argnums=0, out_shardings=(sharding.shardings_of(abstract), None))
+                   num_microbatches=settings.num_microbatches), abstract)
 
   def first_state():
     """Another stage's parameters, or fresh ones."""

@@ -36,7 +36,8 @@ def make_training(run: Run, stage: str) -> loop.Training:
   """What the loop needs of `stage`; under `sharding.use`. The reference and
   the reward model are loaded, the state is not."""
   config, policy, critic = run.config[stage], run.policy(), run.scalar()
-  frozen, unit = load_frozen(run, config)
+  measured = checkpoint.read_done(run.stage_dir(config.reward_model))["figures"]
+  frozen, unit = load_frozen(run, config, measured["score_sd"])
   settings = make_settings(run, config, unit)
   tx, critic_tx = make_optimizers(config, settings)
   start = (
@@ -44,9 +45,8 @@ def make_training(run: Run, stage: str) -> loop.Training:
                         kl_coef=settings.kl_coef),
       frozen.reference, frozen.reward_model)
   abstract = run.abstract(*start)
-  step_fn = jax.jit(
-      ppo_step.make_ppo_step(policy, critic, tx, critic_tx, settings),
-      donate_argnums=0, out_shardings=(sharding.shardings_of(abstract), None))
+  step_fn = sharding.jit_step(
+      ppo_step.make_ppo_step(policy, critic, tx, critic_tx, settings), abstract)
   generate = sampler.make_generate(
       run, policy, temperature=settings.temperature,
       num_parts=config.num_rollout_parts)
@@ -80,7 +80,9 @@ def make_training(run: Run, stage: str) -> loop.Training:
       create=lambda: run.init(*start)[0], streams=streams_of,
       batch=lambda number: {
           name: at(number) for name, at in streams_of.items()},
-      step=step, constants=constants(run, config, unit),
+      step=step, constants={
+          "score_unit": unit, "reward_bias": measured.get("bias"),
+          "reward_score_sd": measured["score_sd"]},
       shown={"score": "train/ppo/score", "kl": "train/ppo/kl"})
 
 
@@ -110,20 +112,11 @@ def rollout_figures(run: Run, sampled: Rollout) -> dict[str, float]:
   return found
 
 
-def constants(run: Run, config, unit: float) -> dict[str, Any]:
-  """What a checkpoint says of the models that PPO reads."""
-  done = checkpoint.read_done(run.stage_dir(config.reward_model))["figures"]
-  return {"score_unit": unit, "reward_bias": done.get("bias"),
-          "reward_score_sd": done["score_sd"]}
-
-
-def load_frozen(run: Run, config) -> tuple[Frozen, float]:
-  """The reference and the reward model, and one SD of its scores.
-
-  With `reward_unit = "sd"` the head is scaled so that an SD is 1.
+def load_frozen(
+    run: Run, config, score_sd: float) -> tuple[Frozen, float]:
+  """The reference and the reward model, and one SD of its scores as it is
+  given: with `reward_unit = "sd"` the head is scaled so that an SD is 1.
   """
-  done = checkpoint.read_done(run.stage_dir(config.reward_model))
-  score_sd = done["figures"]["score_sd"]
   reward_model = run.load(config.reward_model, "params", run.scalar())
   unit = score_sd
   if config.reward_unit == "sd":

@@ -140,11 +140,10 @@ def make_training(
       scalar.from_policy(init_params(model, key), body), tx)
   key = run.key(stage)
   abstract = run.abstract(fresh, key)
-  step_fn = jax.jit(
+  step_fn = sharding.jit_step(
       make_rm_step(model, tx, denominator=settings.denominator,
                    num_microbatches=settings.num_microbatches,
-                   num_row_parts=settings.num_row_parts),
-      donate_argnums=0, out_shardings=(sharding.shardings_of(abstract), None))
+                   num_row_parts=settings.num_row_parts), abstract)
 
   def first_state():
     """Another stage's body and a fresh head, or all fresh."""
