@@ -37,6 +37,20 @@ PRETRAIN_ROW = {
 }
 
 
+# Where the relatives of GPT-3 differ (rlhf_jax/models/transformer.py).
+ARCHITECTURE = dict(
+    mlp_size=placeholder(int),  # None: 4 x d_model
+    activation="gelu_tanh",  # "gelu_tanh" | "gelu" | "relu" | "silu"
+    norm_order="pre",  # "pre" | "post": before or after each half of a block
+    norm_epsilon=1e-5,
+    final_norm=True,  # before the unembedding
+    tied_unembedding=True,  # the unembedding is the embedding
+    embedding_size=placeholder(int),  # None: d_model
+    position_offset=0,  # rows of the table before position 0 (OPT: 2)
+    scale_by_layer=False,  # attention scores over the block's number
+)
+
+
 def check_size(size: str) -> None:
   if size != MINI and size not in PAPER_SIZES:
     raise ValueError(
@@ -68,6 +82,7 @@ def model(size: str) -> ConfigDict:
       scan_unroll=num_layers if size == MINI else 1,
       attention_pattern="dense",  # "dense" | "alternating" (GPT-3; band U)
       band_width=256,  # of every second block when "alternating"
+      **ARCHITECTURE,
   ))
 
 
@@ -90,6 +105,9 @@ def base(name: str, size: str, stages: tuple[str, ...]) -> ConfigDict:
       stages=stages,
       # stage -> folder of another run's stage to use in its place ("": none)
       inputs={stage: "" for stage in (*STAGES, *stages)},
+      # "hf:FOLDER" or "hf:NAME" on the hub: where a stage with init_from=""
+      # starts ("": with fresh weights)
+      init=dict(policy="", reward_model=""),
       model=model(size),
       rm_model=model(reward_model_size(size)),  # reward model and critic
       mesh=mesh(size),

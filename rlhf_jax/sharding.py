@@ -24,7 +24,7 @@ MESH_AXES = ("data", "fsdp", "tensor")
 # name fewer axes than the array has, the rest are replicated. Stacked blocks
 # carry a leading "layers" axis.
 PARAM_RULES = (
-    (r"token_embedding/embedding$", ("vocab", "embed")),
+    (r"(token_|un)embedding/embedding$", ("vocab", "embed")),
     (r"position_embedding/embedding$", (None, "embed")),
     (r"attention/qkv_kernel$", ("layers", "embed", "heads", None, None)),
     (r"attention/qkv_bias$", ("layers", "heads", None, None)),
@@ -32,6 +32,7 @@ PARAM_RULES = (
     (r"mlp/up_kernel$", ("layers", "embed", "mlp")),
     (r"mlp/up_bias$", ("layers", "mlp")),
     (r"mlp/down_kernel$", ("layers", "mlp", "embed")),
+    (r"project_(in|out)/kernel$", (None, "embed")),
     (r"head/kernel$", ("embed",)),
     (r"(scale|bias)$", ()),
 )

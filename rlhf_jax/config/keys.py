@@ -7,9 +7,11 @@ from rlhf_jax.config.names import (
     STAGES, Tree, at, is_weighted, kind_of, uses_smallworld,
 )
 from rlhf_jax.config.values import is_whole, shown
-from rlhf_jax.models.transformer import ATTENTION_PATTERNS, REMAT_POLICIES
+from rlhf_jax.models.transformer import (
+    ACTIVATIONS, ATTENTION_PATTERNS, NORM_ORDERS, REMAT_POLICIES,
+)
 
-_TOP = ("name seed stages inputs model rm_model mesh axis_rules decode data "
+_TOP = ("name seed stages inputs init model rm_model mesh axis_rules decode data "
         "smallworld labelers guards").split()
 _CLAIMS = {
     "anything": lambda x: True,  # of a key that other rules look after
@@ -22,6 +24,7 @@ _CLAIMS = {
     "in (0, 1]": lambda x: 0 < x <= 1,
     "0 or 1 (a half), or None (all)": lambda x: x in (None, 0, 1),
     "None (all) or >= 1": lambda x: x is None or x >= 1,
+    "None (as d_model makes it) or >= 1": lambda x: x is None or x >= 1,
     "None or (index, count) with 0 <= index < count and 2 <= count":
         lambda x: x is None or is_fold(x),
     "((stage, weight), ...), each stage once, weights above 0, as "
@@ -34,6 +37,8 @@ _ONE_OF = {  # choices of the keys that are "one of" them
     "dtype": ("float32", "bfloat16"),
     "remat": tuple(REMAT_POLICIES),
     "attention_pattern": ATTENTION_PATTERNS,
+    "activation": tuple(ACTIVATIONS),
+    "norm_order": NORM_ORDERS,
     "select": ("last", "loss", "rm_score"),
 }
 GUARDS = ("not_finite skipped negative_kl large_kl first_ratio clip_frac ended "
@@ -52,9 +57,13 @@ KEYS = {
     "model": {
         ">= 1": "num_layers d_model num_heads vocab_size vocab_multiple "
                 "band_width scan_unroll",
-        "> 0": "init_stddev",
+        ">= 0": "position_offset",
+        "None (as d_model makes it) or >= 1": "mlp_size embedding_size",
+        "> 0": "init_stddev norm_epsilon",
         ">= 2": "context_length",  # a window predicts its next token
-        "one of": "dtype remat attention_pattern"},
+        "one of": "dtype remat attention_pattern activation norm_order",
+        "anything": "final_norm tied_unembedding scale_by_layer"},
+    "init": {"anything": "policy reward_model"},
     "mesh": {"anything": "data fsdp tensor"},
     "decode": {"one of": "dtype", "anything": "axis_rules"},
     "data": {
@@ -207,7 +216,7 @@ def sub_trees(tree: Tree) -> Iterator[tuple[str, str]]:
   """(path in the config, name in KEYS) of every sub-tree that is used."""
   yield from (("model", "model"), ("rm_model", "model"))
   yield from ((name, name) for name in (
-      "mesh", "decode", "data", "smallworld", "labelers", "guards",
+      "init", "mesh", "decode", "data", "smallworld", "labelers", "guards",
       "guards.actions", "guards.limits"))
   for stage in tree["stages"]:
     kind = kind_of(stage)

@@ -57,7 +57,7 @@ def _divides_errors(
         "layers": ("num_layers", sizes["num_layers"]),
         "embed": ("d_model", sizes["d_model"]),
         "heads": ("num_heads", sizes["num_heads"]),
-        "mlp": ("d_model x 4", 4 * sizes["d_model"]),
+        "mlp": ("mlp_size", sizes["mlp_size"] or 4 * sizes["d_model"]),
         "vocab": ("vocab_size padded to vocab_multiple", rows),
     }
     for logical, axes in rules:

@@ -48,11 +48,12 @@ _TABLE = "a table of settings"
 # KEYS and name. All others are whole numbers.
 _SORTS: dict[str, tuple[Callable[[Any], bool], str]] = {
     _WHOLE: (is_whole, "mesh.data"),
-    f"None or {_WHOLE}": (_is_whole_or_none, "max_prompts half"),
+    f"None or {_WHOLE}": (
+        _is_whole_or_none, "max_prompts half mlp_size embedding_size"),
     "a whole number from 0 to 2**32 - 1": (_is_seed, "seed"),
     "a finite number": (
         is_real,
-        "init_stddev validation_fraction test_fraction bias_sd noise_sd "
+        "init_stddev norm_epsilon validation_fraction test_fraction bias_sd noise_sd "
         "heldout_noise_sd tie_margin pretrain_weight dropout_rate "
         "learning_rate eps clip_norm b1 b2 weight_decay final_fraction "
         "start_fraction temperature clip_eps value_clip_eps kl_horizon kl_coef "
@@ -61,22 +62,25 @@ _SORTS: dict[str, tuple[Callable[[Any], bool], str]] = {
             "max_kl", "kl_standard_errors", "first_ratio_deviation",
             "max_clip_frac", "min_ended", "sampler_drift", "gold_fall",
             "distinct_fall"))),
-    "True or False": (_is_bool, "pack_demonstrations whiten_advantages"),
+    "True or False": (
+        _is_bool, "pack_demonstrations whiten_advantages final_norm "
+        "tied_unembedding scale_by_layer"),
     "text, without null characters and half surrogate pairs": (
         is_text,
         "name root pretrain demonstrations prompts comparisons tokenizer "
         "prompt_suffix response_prefix init_from labeler roster candidates "
-        "reward_model baseline reference judge"),
+        "policy reward_model baseline reference judge"),
     "a tuple of names, as ('a', 'b')": (
         is_names, "stages eval_streams collected policies"),
     "a tuple of (logical axis, mesh axis, axes or None)": (
         _is_axis_rules, "axis_rules"),
     _TABLE: (
-        _is_table, "inputs model rm_model mesh decode data smallworld labelers "
+        _is_table, "inputs init model rm_model mesh decode data smallworld labelers "
         "guards actions limits method optimizer critic_optimizer"),
     "anything": (
         _is_anything, "collect.policies fold dtype remat attention_pattern "
-        "select reward_unit denominator batching keep_best "
+        "select reward_unit denominator batching keep_best activation "
+        "norm_order "
         + " ".join(f"guards.actions.{key}" for key in GUARDS)),
 }
 _SORT_OF = {key: (sort, holds)

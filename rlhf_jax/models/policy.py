@@ -1,9 +1,11 @@
-"""The policy: a transformer with its unembedding tied to the embedding."""
+"""The policy: a transformer and its unembedding, by default the embedding."""
 
 import flax.linen as nn
 import jax.numpy as jnp
 
-from rlhf_jax.models.transformer import MASKED, Transformer, TransformerConfig
+from rlhf_jax.models.transformer import (
+    MASKED, Transformer, TransformerConfig, normal_init,
+)
 from rlhf_jax.sharding import constrain
 
 
@@ -13,7 +15,12 @@ class Policy(nn.Module):
   config: TransformerConfig
 
   def setup(self):
-    self.transformer = Transformer(self.config)
+    c = self.config
+    self.transformer = Transformer(c)
+    if not c.tied_unembedding:
+      self.unembedding = nn.Embed(
+          c.padded_vocab_size, c.d_embedding,
+          embedding_init=normal_init(c.init_stddev))
 
   def __call__(self, tokens, mask, *, deterministic=True):
     """tokens, mask [B, L] -> logits [B, L, V_padded], float32."""
@@ -30,7 +37,8 @@ class Policy(nn.Module):
     Rows of the table past the true vocabulary get a huge negative logit: they
     are never sampled and carry no probability.
     """
-    table = self.transformer.token_embedding.embedding
+    table = (self.transformer.token_embedding if self.config.tied_unembedding
+             else self.unembedding).embedding
     logits = jnp.einsum(
         "bld,vd->blv", hidden, table.astype(hidden.dtype),
         preferred_element_type=jnp.float32)

@@ -2,13 +2,14 @@
 
 Brown et al. 2020, section 2.1 (the GPT-2 architecture with modified
 initialisation and, as an option, alternating dense and locally banded
-attention). Parameters of all blocks are stacked on a leading axis and scanned
+attention). Where GPT-2's relatives and OPT (Zhang et al. 2022) differ, a
+setting says so; their weights come in through `rlhf_jax/hf`. Parameters of all blocks are stacked on a leading axis and scanned
 over; decoding unrolls the same blocks (`rlhf_jax/rollout.py`), because a
 scanned stack would be copied for every token.
 """
 
 import dataclasses
-from typing import Any
+import functools
 
 import flax.linen as nn
 import jax
@@ -22,6 +23,13 @@ REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 ATTENTION_PATTERNS = ("dense", "alternating")
+ACTIVATIONS = {
+    "gelu_tanh": functools.partial(nn.gelu, approximate=True),
+    "gelu": functools.partial(nn.gelu, approximate=False),
+    "relu": nn.relu,
+    "silu": nn.silu,
+}
+NORM_ORDERS = ("pre", "post")
 # Large negative, finite: a fully masked row gives a uniform softmax, not NaN.
 MASKED = -1e10
 
@@ -37,6 +45,13 @@ class TransformerConfig:
   the position embeddings: .02 in GPT-2, whose width is 768 and up; in narrow
   models such embeddings are too alike to be told apart, and copying from the
   prompt is learnt late or never.
+
+  `mlp_size` is None for 4 x d_model, `embedding_size` None for d_model; of
+  another size, embeddings are projected to d_model and the last hidden states
+  back. `norm_order` "post" normalises the sum after each half of a block
+  instead of the half's input. The position table has `position_offset` rows
+  before that of position 0. With `scale_by_layer` the attention scores of
+  block n, from 1, are divided by n.
   """
 
   vocab_size: int
@@ -52,6 +67,15 @@ class TransformerConfig:
   scan_unroll: int
   attention_pattern: str
   band_width: int
+  mlp_size: int | None
+  activation: str
+  norm_order: str
+  norm_epsilon: float
+  final_norm: bool
+  tied_unembedding: bool
+  embedding_size: int | None
+  position_offset: int
+  scale_by_layer: bool
 
   @property
   def head_dim(self) -> int:
@@ -59,7 +83,11 @@ class TransformerConfig:
 
   @property
   def d_mlp(self) -> int:
-    return 4 * self.d_model
+    return self.mlp_size or 4 * self.d_model
+
+  @property
+  def d_embedding(self) -> int:
+    return self.embedding_size or self.d_model
 
   @property
   def padded_vocab_size(self) -> int:
@@ -68,12 +96,21 @@ class TransformerConfig:
     )
 
   @property
+  def num_block_weights(self) -> int:
+    """Numbers in the matrices of one block."""
+    return 4 * self.d_model**2 + 2 * self.d_model * self.d_mlp
+
+  @property
   def num_params(self) -> int:
-    """Parameters with tied unembedding and the true vocabulary (SPEC C)."""
-    d, n = self.d_model, self.num_layers
+    """A policy's parameters, with the true vocabulary."""
+    d, mlp, embedding = self.d_model, self.d_mlp, self.d_embedding
+    tables = 1 if self.tied_unembedding else 2
+    projections = 2 if embedding != d else 0
     return (
-        self.vocab_size * d + self.context_length * d
-        + n * (12 * d * d + 13 * d) + 2 * d
+        tables * self.vocab_size * embedding + projections * embedding * d
+        + (self.context_length + self.position_offset) * d
+        + self.num_layers * (self.num_block_weights + 9 * d + mlp)
+        + 2 * d * self.final_norm
     )
 
 
@@ -87,7 +124,7 @@ class Attention(nn.Module):
   config: TransformerConfig
 
   @nn.compact
-  def __call__(self, x, mask, cache, cache_index):
+  def __call__(self, x, layer, mask, cache, cache_index):
     """x [B, L, D], mask [B, L, S] -> (out [B, L, D], cache).
 
     Without a cache (None) S = L. With one, a pair of [B, H, S, K], this
@@ -120,9 +157,12 @@ class Attention(nn.Module):
       key = jax.lax.dynamic_update_slice(cache[0], key, start)
       value = jax.lax.dynamic_update_slice(cache[1], value, start)
       cache = (key, value)
+    scale = c.head_dim**-0.5
+    if c.scale_by_layer:
+      scale = scale / (layer + 1)
     scores = jnp.einsum(
         "bhlk,bhsk->bhls", query, key, preferred_element_type=jnp.float32
-    ) * c.head_dim**-0.5
+    ) * scale
     scores = jnp.where(mask[:, None], scores, MASKED)
     weights = jax.nn.softmax(scores, axis=-1).astype(dtype)
     heads = jnp.einsum("bhls,bhsk->bhlk", weights, value)
@@ -150,13 +190,13 @@ class Mlp(nn.Module):
     rows = x.reshape(-1, c.d_model)
     hidden = rows @ up_kernel.astype(dtype) + up_bias.astype(dtype)
     hidden = constrain(hidden, "batch", "mlp")
-    hidden = nn.gelu(hidden, approximate=True)
+    hidden = ACTIVATIONS[c.activation](hidden)
     out = hidden @ down_kernel.astype(dtype) + down_bias.astype(dtype)
     return out.reshape(x.shape)
 
 
 class Block(nn.Module):
-  """One pre-LayerNorm block."""
+  """Attention and an MLP, each added to its input."""
 
   config: TransformerConfig
 
@@ -169,17 +209,26 @@ class Block(nn.Module):
     """
     c = self.config
     dropout = nn.Dropout(c.dropout_rate, deterministic=deterministic)
-    norm = lambda name: nn.LayerNorm(
-        epsilon=1e-5, dtype=jnp.dtype(c.dtype), name=name)
+    attend, mlp = Attention(c, name="attention"), Mlp(c, name="mlp")
+    attention_norm, mlp_norm = (
+        layer_norm(c, name=f"{part}_norm") for part in ("attention", "mlp"))
     mask = masks[0]
     if len(masks) > 1:  # alternating: every second block is banded
       mask = jnp.where(layer % 2 == 1, masks[1], masks[0])
     x = constrain(x, "batch", "length", "embed")
-    attended, cache = Attention(c, name="attention")(
-        norm("attention_norm")(x), mask, cache, cache_index)
-    x = x + dropout(attended)
-    x = x + dropout(Mlp(c, name="mlp")(norm("mlp_norm")(x)))
-    return x, cache
+    if c.norm_order == "pre":
+      attended, cache = attend(
+          attention_norm(x), layer, mask, cache, cache_index)
+      x = x + dropout(attended)
+      return x + dropout(mlp(mlp_norm(x))), cache
+    attended, cache = attend(x, layer, mask, cache, cache_index)
+    x = attention_norm(x + dropout(attended))
+    return mlp_norm(x + dropout(mlp(x))), cache
+
+
+def layer_norm(config: TransformerConfig, **kwargs) -> nn.LayerNorm:
+  return nn.LayerNorm(
+      epsilon=config.norm_epsilon, dtype=jnp.dtype(config.dtype), **kwargs)
 
 
 class Transformer(nn.Module):
@@ -190,11 +239,17 @@ class Transformer(nn.Module):
   def setup(self):
     c = self.config
     self.token_embedding = nn.Embed(
-        c.padded_vocab_size, c.d_model,
+        c.padded_vocab_size, c.d_embedding,
         embedding_init=normal_init(c.init_stddev))
     self.position_embedding = nn.Embed(
-        c.context_length, c.d_model,
+        c.context_length + c.position_offset, c.d_model,
         embedding_init=normal_init(c.init_stddev / 2))
+    if c.d_embedding != c.d_model:
+      project = functools.partial(
+          nn.Dense, use_bias=False, dtype=jnp.dtype(c.dtype),
+          kernel_init=normal_init(c.init_stddev))
+      self.project_in = project(c.d_model)
+      self.project_out = project(c.d_embedding)
     block = Block
     if c.remat != "none":
       block = nn.remat(
@@ -206,11 +261,13 @@ class Transformer(nn.Module):
         split_rngs={"params": True, "dropout": True},
         in_axes=(0,) + (nn.broadcast,) * 4,
     )(c)
-    self.final_norm = nn.LayerNorm(epsilon=1e-5, dtype=jnp.dtype(c.dtype))
+    if c.final_norm:
+      self.final_norm = layer_norm(c)
     self.dropout = nn.Dropout(c.dropout_rate)
 
   def __call__(self, tokens, mask, *, deterministic=True):
-    """Final hidden states [B, L, D], in the compute dtype.
+    """Final hidden states [B, L, E], in the compute dtype; E is D but where
+    `embedding_size` says otherwise.
 
     Args:
       tokens: [B, L].
@@ -231,13 +288,22 @@ class Transformer(nn.Module):
 
   def embed(self, tokens, positions, *, deterministic=True):
     """tokens, positions [B, L] -> [B, L, D] in the compute dtype."""
+    c = self.config
     x = lookup(self.token_embedding, tokens)
-    x = x + lookup(self.position_embedding, positions)
-    x = x.astype(jnp.dtype(self.config.dtype))
+    if c.d_embedding != c.d_model:
+      x = self.project_in(x)
+    x = x + lookup(self.position_embedding, positions + c.position_offset)
+    x = x.astype(jnp.dtype(c.dtype))
     return self.dropout(x, deterministic=deterministic)
 
   def finish(self, x):
-    return constrain(self.final_norm(x), "batch", "length", "embed")
+    """What follows the blocks: x [B, L, D] -> [B, L, E]."""
+    c = self.config
+    if c.final_norm:
+      x = self.final_norm(x)
+    if c.d_embedding != c.d_model:
+      x = self.project_out(x)
+    return constrain(x, "batch", "length", "embed")
 
 
 def lookup(table: nn.Embed, ids):
@@ -290,7 +356,3 @@ def attention_masks(
   distance = query_positions[:, :, None] - key_positions[:, None, :]
   return dense, dense & (distance < config.band_width)
 
-
-def model_config(dtype: str, **sizes: Any) -> TransformerConfig:
-  """A TransformerConfig from an experiment's sub-tree; wrong keys raise."""
-  return TransformerConfig(dtype=dtype, **sizes)

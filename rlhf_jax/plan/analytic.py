@@ -151,7 +151,7 @@ def _activations(one: _Pass, shape: tuple[int, ...]) -> float:
   model, tensor = one.model, shape[_TENSOR]
   stream = 2.0 * one.rows * one.length * model.d_model
   kept = _KEPT[model.remat] * model.num_layers * stream * one.is_training
-  layer = 2 * 2.0 * 12 * model.d_model**2 / tensor  # gathered, and the next
+  layer = 2 * 2.0 * model.num_block_weights / tensor  # gathered, and the next
   scores = 3 * 4.0 * one.rows * one.length**2 * model.num_heads / tensor
   logits = 2 * 4.0 * one.rows * one.logits * model.padded_vocab_size / tensor
   return kept + layer + max(scores + 8 * stream, logits)
@@ -217,5 +217,5 @@ def _decode_copy(config, program, mesh, segments) -> float:
 
 
 def _matrix_params(model: TransformerConfig) -> int:
-  return model.num_layers * 12 * model.d_model**2 + (
-      model.padded_vocab_size * model.d_model)
+  return model.num_layers * model.num_block_weights + (
+      model.padded_vocab_size * model.d_embedding)

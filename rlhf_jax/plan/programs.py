@@ -296,11 +296,10 @@ def forward_flops(
     model: TransformerConfig, length: int, *, num_logits: int = 0
 ) -> float:
   """FLOPs of one sequence's forward pass, each token seeing those before."""
-  width, vocab = model.d_model, model.vocab_size
-  weights = 24.0 * width * width * length  # 12 d^2 weights a layer
-  attention = 2.0 * length * length * width  # half of 2 x 2 L^2 d
+  weights = 2.0 * model.num_block_weights * length
+  attention = 2.0 * length * length * model.d_model  # half of 2 x 2 L^2 d
   return model.num_layers * (weights + attention) + (
-      2.0 * width * vocab * num_logits)
+      2.0 * model.d_embedding * model.vocab_size * num_logits)
 
 
 def generate_phases(
