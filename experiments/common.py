@@ -86,6 +86,20 @@ def model(size: str) -> ConfigDict:
   ))
 
 
+def imported_model(size: str) -> ConfigDict:
+  """A model whose sizes are those of the checkpoint in `config.init`; numerics
+  and precision are those of `size`."""
+  config = model(size)
+  for name in ("num_layers", "d_model", "num_heads", "vocab_size",
+               *ARCHITECTURE):
+    sort = type(config[name]) if config[name] is not None else int
+    del config[name]
+    config[name] = placeholder(sort)
+  del config.context_length
+  config.context_length = placeholder(int)  # or another than it was made for
+  return config
+
+
 def reward_model_size(size: str) -> str:
   """The paper uses a 6B reward model and critic for every policy."""
   return size if size == MINI else "6b"

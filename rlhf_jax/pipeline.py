@@ -39,6 +39,7 @@ def run_all(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
   """Runs the stages of `config` that are not finished in `workdir`.
 
   Raises:
+    FolderError: config.init names no checkpoint that can be read.
     config.ConfigError: the config contradicts itself or the devices.
     WorkdirError: a stage was begun with other settings.
     DataError: bad data.
@@ -48,9 +49,12 @@ def run_all(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
   """
   storage.check(workdir, "--workdir", is_written=True)
   workdir = epath.Path(workdir)
+  config, news = config_lib.with_imported(config)
   config_lib.validate(
       config, jax.device_count(),
       slice_count=sharding.slice_count(jax.devices()))
+  if news:
+    metrics.say("\n".join(news))
   with storage_faults(config, workdir), alone(workdir):
     run_stages(config, workdir)
 

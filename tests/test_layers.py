@@ -14,7 +14,7 @@ LAYERS = (
     "exits host_memory faults patience storage lock boards compilation watch "
     "rendezvous tree masked sharding",
     "fingerprints interruption item_files",
-    "distributed losses advantages models data config",
+    "distributed losses advantages models data config hf",
     "optimizer train_state checkpoint metrics",
     "guards rollout",
     "ppo_step run datasets streams sampler scoring loop",

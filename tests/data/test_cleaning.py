@@ -29,6 +29,7 @@ class Bytes:
   """A tokenizer whose tokens are bytes."""
 
   eos_id = 256
+  start_ids = []
 
   def encode_batch(self, texts):
     return [list(text.encode("utf-8")) for text in texts]

@@ -3,85 +3,81 @@
 from collections.abc import Iterator
 from typing import Any
 
-import ml_collections
-
+from rlhf_jax.config.names import Tree
 from rlhf_jax.hf import families
 from rlhf_jax.hf.fields import FolderError
 from rlhf_jax.hf.folder import SPEC, Folder
 
-# Whose model the setting describes.
+# Of config.init -> the model that it describes.
 MODELS = {"policy": "model", "reward_model": "rm_model"}
 
 
-def filled_in(
-    config: ml_collections.ConfigDict,
-) -> tuple[ml_collections.ConfigDict, list[str]]:
-  """What config.init names decides over config.model and config.rm_model.
+def fill_in(tree: Tree) -> list[str]:
+  """Puts what config.init names into the `model` and `rm_model` of `tree`.
 
   A setting that is None takes the checkpoint's value, and one that is not must
-  agree; a context may be longer or shorter. Without a reward model of its own
-  config.rm_model takes what it leaves open from config.model.
+  agree; a context may be longer or shorter. Without a reward model of its own,
+  an rm_model of no d_model takes all that it leaves open from the model.
 
   Returns:
-    (a copy of the experiment, what a person should know of it). An experiment
-    that is not understood comes back as it is, for `config.validate` to say so.
+    What a person should know. An experiment that is not understood stays as
+    it is, for `validate` to say so.
 
   Raises:
     FolderError: a checkpoint cannot be read, or is another model than asked.
   """
-  config = ml_collections.ConfigDict(config)
-  init = config.get("init")
-  trees = [config.get(name) for name in MODELS.values()]
-  if not all(isinstance(tree, ml_collections.ConfigDict)
-             for tree in (init, *trees)):
-    return config, []
+  init = tree.get("init")
+  if not all(isinstance(found, dict)
+             for found in (init, *map(tree.get, MODELS.values()))):
+    return []
   news = []
   for key, name in MODELS.items():
     spec = init.get(key)
     if isinstance(spec, str) and spec.startswith(SPEC):
       with Folder(spec) as folder:
         theirs = families.settings_of(folder.fields)
-      news += _fill(config, key, spec, theirs)
-    elif name == "rm_model":
-      _fill_open(config.rm_model, config.model.to_dict())
-  return config, news
+      news += _fill(tree, key, spec, theirs)
+    elif name == "rm_model" and tree[name].get("d_model", 0) is None:
+      _fill_open(tree[name], tree["model"])
+  return news
 
 
-def _fill(config, key: str, spec: str, theirs: dict[str, Any]) -> list[str]:
+def _fill(tree: Tree, key: str, spec: str, theirs: dict[str, Any]) -> list[str]:
   """Fills one model in; returns what to say."""
   name = MODELS[key]
-  tree = config[name]
-  _fill_open(tree, theirs | (
-      {"vocab_size": config.model.get("vocab_size")}
-      if key == "reward_model" else {}))
-  free = ("context_length",) + ("vocab_size",) * (key == "reward_model")
+  ours = tree[name]
+  free = {"context_length": theirs["context_length"]}
+  if key == "reward_model":  # it reads what the policy writes
+    free["vocab_size"] = tree["model"].get("vocab_size")
+  _fill_open(ours, theirs | free)
   wrong = {own: value for own, value in theirs.items()
-           if own in tree and own not in free and tree[own] != value}
+           if own in ours and own not in free and ours[own] != value}
   if wrong:
     raise FolderError(
         f"config.init.{key} = {spec!r} is another model than config.{name}: "
-        + ", ".join(f"{own} is {value!r}, not {tree[own]!r}"
+        + ", ".join(f"{own} is {value!r}, not {ours[own]!r}"
                     for own, value in wrong.items())
-        + ". Set them to what it has, or to None: "
+        + ". Set them to what it has: "
         + " ".join(f"--config.{name}.{own}={value}"
                    for own, value in wrong.items()))
-  return list(_news(tree, key, spec, theirs))
+  return list(_news(ours, key, spec, theirs))
 
 
-def _fill_open(tree, values: dict[str, Any]) -> None:
+def _fill_open(ours: Tree, values: dict[str, Any]) -> None:
   for name, value in values.items():
-    if name in tree and tree[name] is None:
-      tree[name] = value
+    if name in ours and ours[name] is None:
+      ours[name] = value
 
 
-def _news(tree, key: str, spec: str, theirs: dict[str, Any]) -> Iterator[str]:
-  """What was added or cut."""
+def _news(
+    ours: Tree, key: str, spec: str, theirs: dict[str, Any]) -> Iterator[str]:
+  """What it is, and what was added or cut."""
   yield (f"{key} from {spec}: {theirs['num_layers']} layers of "
          f"{theirs['d_model']}, {theirs['vocab_size']:,} tokens, "
          f"{theirs['context_length']:,} positions")
   for name, what in (("context_length", "positions"),
                      ("vocab_size", "rows of the vocabulary")):
-    have, want = theirs[name], tree.get(name)
+    have, want = theirs[name], ours.get(name)
     if not isinstance(want, int) or have == want:
       continue
     if want < have:
