@@ -258,9 +258,9 @@ def _object(path: epath.Path) -> dict:
 
 def _template_start(bpe: tokenizers.Tokenizer) -> str:
   """The token that the file's own template puts before a text, if one."""
-  probe = "a"
-  plain = bpe.encode(probe, add_special_tokens=False).ids
-  whole = bpe.encode(probe, add_special_tokens=True).ids
+  with _rust_errors("cannot encode 'a'"):
+    plain, whole = (bpe.encode("a", add_special_tokens=is_whole).ids
+                    for is_whole in (False, True))
   if plain and len(whole) > len(plain) and whole[1:1 + len(plain)] == plain:
     return bpe.id_to_token(whole[0])
   return ""
