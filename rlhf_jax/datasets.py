@@ -71,6 +71,7 @@ def make_tokenizer(config, workdir: epath.Path, world) -> tokenizer.Tokenizer:
           (record["text"] for record, _ in rows), config.model.vocab_size)
     elif config.data.tokenizer == INIT:
       made = tokenizer.load(str(folder.locate(config.init.policy)))
+      metrics.say(describe_imported(made, config.model.vocab_size))
     else:
       made = tokenizer.load(config.data.tokenizer)
     check_vocabulary(made, config)
@@ -80,6 +81,15 @@ def make_tokenizer(config, workdir: epath.Path, world) -> tokenizer.Tokenizer:
   made = tokenizer.load(str(stored))
   check_vocabulary(made, config)
   return made
+
+
+def describe_imported(made: tokenizer.Tokenizer, vocab_size: int) -> str:
+  """How an imported tokenizer and its model come together."""
+  start = f", prompts start with {made.start}" if made.start else ""
+  spare = vocab_size - made.vocab_size
+  rows = f"; {spare:,} rows of the model have no token" if spare else ""
+  return (f"tokenizer of the policy: {made.vocab_size:,} tokens, texts end with "
+          f"{made.end}{start}; padding is an id of its own{rows}")
 
 
 def check_vocabulary(made: tokenizer.Tokenizer, config) -> None:
