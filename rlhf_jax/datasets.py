@@ -88,8 +88,8 @@ def describe_imported(made: tokenizer.Tokenizer, vocab_size: int) -> str:
   start = f", prompts start with {made.start}" if made.start else ""
   spare = vocab_size - made.vocab_size
   rows = f"; {spare:,} rows of the model have no token" if spare else ""
-  return (f"tokenizer of the policy: {made.vocab_size:,} tokens, texts end with "
-          f"{made.end}{start}; padding is an id of its own{rows}")
+  return (f"tokenizer of the policy: {made.vocab_size:,} tokens, texts end "
+          f"with {made.end}{start}; padding is an id of its own{rows}")
 
 
 def check_vocabulary(made: tokenizer.Tokenizer, config) -> None:

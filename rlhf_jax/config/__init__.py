@@ -30,7 +30,8 @@ from rlhf_jax.config.names import (
     init_readings, is_reward_labeler, kind_of, name_of, readings, sources_of,
 )
 from rlhf_jax.config.rules import (
-    data_errors, file_errors, init_errors, model_errors, reading_errors, stage_errors,
+    data_errors, file_errors, init_errors, model_errors, reading_errors,
+    stage_errors,
 )
 from rlhf_jax.config.types import stages_errors, top_errors, type_errors
 from rlhf_jax.data import records

@@ -120,8 +120,8 @@ def main(argv):
   limit = found["largest"] + 10**9
   print(f"{found['parameters']:,} parameters in {found['seconds']} s: arrays "
         f"{found['arrays'] / 1e9:.2f} GB, at most {found['host'] / 1e9:.2f} GB "
-        f"beside them (the largest tensor is {found['largest'] / 1e9:.2f} GB in "
-        f"float32, so {limit / 1e9:.2f} GB are allowed)")
+        f"beside them (the largest tensor is {found['largest'] / 1e9:.2f} GB "
+        f"in float32, so {limit / 1e9:.2f} GB are allowed)")
   sys.exit(0 if found["host"] < limit else 1)
 
 
