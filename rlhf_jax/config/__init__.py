@@ -7,10 +7,10 @@ keys there are, or of what they hold, or else of ranges and rules together.
 `stage_keys` and `differing` tell whether a finished stage still fits.
 
   values.py  whether a value is a number, a text or names
-  imported.py  sizes that an imported model decides
   names.py   what stages there are, what each reads, and whom
   keys.py    every key and its range
   types.py   what each key holds
+  imported.py  what checkpoints are named, and the sizes that they decide
   rules.py   rules of stages, models and data
   meshes.py  what must divide over the devices
 """
@@ -30,8 +30,7 @@ from rlhf_jax.config.names import (
     init_readings, is_reward_labeler, kind_of, name_of, readings, sources_of,
 )
 from rlhf_jax.config.rules import (
-    data_errors, file_errors, init_errors, model_errors, reading_errors,
-    stage_errors,
+    data_errors, file_errors, model_errors, reading_errors, stage_errors,
 )
 from rlhf_jax.config.types import stages_errors, top_errors, type_errors
 from rlhf_jax.data import records
@@ -101,7 +100,7 @@ def validate(
   _raise((
       *range_errors(tree),
       *reading_errors(tree, check_inputs),
-      *init_errors(tree),
+      *imported.init_errors(tree),
       *model_errors(tree),
       *data_errors(tree),
       *(e for stage in active(tree) for e in stage_errors(tree, stage)),

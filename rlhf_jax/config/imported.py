@@ -1,9 +1,11 @@
-"""The sizes of imported models, put where an experiment leaves them open."""
+"""What an experiment imports: rules, and sizes for what it leaves open."""
 
 from collections.abc import Iterator
 from typing import Any
 
-from rlhf_jax.config.names import Tree
+from rlhf_jax.config.names import (
+    INIT, POLICIES, Tree, active, init_readings,
+)
 from rlhf_jax.hf import families
 from rlhf_jax.hf.fields import FolderError
 from rlhf_jax.hf.folder import SPEC, Folder
@@ -87,3 +89,39 @@ def _news(
              "copies of the first and have learnt nothing")
     else:
       yield f"{key}: {want - have:,} {what} are added, all zero"
+
+
+def name_errors(
+    tree: Tree, stage: str, key: str, fitting: tuple[str, ...]
+) -> Iterator[str]:
+  """What is wrong with INIT in a stage's place."""
+  name = init_readings(tree, stage)[key]
+  if fitting != POLICIES:
+    yield (f"{key} = {INIT!r}, but there it must be one of the stages "
+           f"{fitting}, for what they measured is read as well; name one.")
+  elif not tree["init"][name]:
+    yield (f"{key} = {INIT!r}, but config.init.{name} is empty; name a "
+           f"checkpoint there, as {SPEC}FOLDER.")
+
+
+def init_errors(tree: Tree) -> Iterator[str]:
+  """Of config.init: what it may say, and that somebody reads it."""
+  used = {name for stage in active(tree)
+          for name in init_readings(tree, stage).values()}
+  first = {"policy": "sft", "reward_model": "rm"}
+  for name, spec in tree["init"].items():
+    if spec and not spec.removeprefix(SPEC if spec.startswith(SPEC) else spec):
+      yield (f"config.init.{name} = {spec!r} must be {SPEC}FOLDER or "
+             f"{SPEC}NAME, a checkpoint in Hugging Face's form, or ''.")
+    elif spec and name not in used:
+      yield (f"config.init.{name} = {spec!r}, but no stage of config.stages "
+             f"starts there; set e.g. config.{first[name]}.init_from = "
+             f"{INIT!r}, or config.init.{name} = ''.")
+  asked = tree["data"]["tokenizer"]
+  if tree["init"]["policy"] and asked == "train":
+    yield (f"config.init.policy = {tree['init']['policy']!r} knows the ids of "
+           "its own tokenizer, but config.data.tokenizer = 'train' makes "
+           f"others; set it to {INIT!r}.")
+  if not tree["init"]["policy"] and asked == INIT:
+    yield (f"config.data.tokenizer = {INIT!r} is that of config.init.policy, "
+           "which is empty; name a checkpoint there, or set it to 'train'.")

@@ -24,7 +24,8 @@ READS = {  # the sources of each; those of "collect" when a stage needs them
 POLICIES = ("pretrain", "sft", "sft_select", "rl_init", "ppo")
 REWARD_MODELS = ("rm", "judge")  # leave a `config.rm_model`
 # In a stage's place: what config.init names, the reward model in a reward
-# model's init_from, the policy everywhere else. As data.tokenizer: the policy's.
+# model's init_from, the policy everywhere else; as data.tokenizer, that of the
+# policy.
 INIT = "init"
 LABELERS = "labelers"  # as evaluate.judge: no model
 SMALLWORLD, EXPORT, RANKED = "smallworld", "export", "jsonl:"  # collect.labeler

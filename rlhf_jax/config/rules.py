@@ -8,15 +8,15 @@ import os
 from etils import epath
 
 from rlhf_jax import storage
+from rlhf_jax.config import imported
 from rlhf_jax.config.keys import is_fold
 from rlhf_jax.config.names import (
     INIT, LABELERS, MAX_RESPONSES, POLICIES, RANKED, SMALLWORLD, Tree, active,
-    init_readings, is_reward_labeler, kind_of, lm_streams, name_of, nearest,
-    pair_length, readings, sources_of,
+    is_reward_labeler, kind_of, lm_streams, name_of, nearest, pair_length,
+    readings, sources_of,
 )
 from rlhf_jax.data import records
 from rlhf_jax.data import sources
-from rlhf_jax.hf.folder import SPEC
 
 
 # What a policy and a scalar model with its body have alike.
@@ -40,7 +40,7 @@ def reading_errors(tree: Tree, check_inputs: bool) -> Iterator[str]:
     for key, source, fitting in readings(tree, stage):
       name = name_of(source)
       if source == INIT:
-        yield from _init_errors(tree, stage, key, fitting)
+        yield from imported.name_errors(tree, stage, key, fitting)
       elif kind_of(source) and name not in fitting:
         yield (f"{key} = {source!r}, which is none of the {fitting} that fit; "
                "name one of them.")
@@ -60,40 +60,6 @@ def reading_errors(tree: Tree, check_inputs: bool) -> Iterator[str]:
       if not refused and not (epath.Path(folder) / "done.json").exists():
         yield (f"config.inputs.{name} = {folder!r} has no done.json; name the "
                "folder of a stage that has finished, as RUN/sft.")
-
-
-def _init_errors(tree: Tree, stage: str, key: str, fitting) -> Iterator[str]:
-  """What is wrong with INIT in a stage's place."""
-  name = init_readings(tree, stage)[key]
-  if fitting != POLICIES:
-    yield (f"{key} = {INIT!r}, but there it must be one of the stages "
-           f"{fitting}, for what they measured is read as well; name one.")
-  elif not tree["init"][name]:
-    yield (f"{key} = {INIT!r}, but config.init.{name} is empty; name a "
-           f"checkpoint there, as {SPEC}FOLDER.")
-
-
-def init_errors(tree: Tree) -> Iterator[str]:
-  """Of config.init: what it may say, and that somebody reads it."""
-  used = {name for stage in active(tree)
-          for name in init_readings(tree, stage).values()}
-  first = {"policy": "sft", "reward_model": "rm"}
-  for name, spec in tree["init"].items():
-    if spec and not spec.removeprefix(SPEC if spec.startswith(SPEC) else spec):
-      yield (f"config.init.{name} = {spec!r} must be {SPEC}FOLDER or "
-             f"{SPEC}NAME, a checkpoint in Hugging Face's form, or ''.")
-    elif spec and name not in used:
-      yield (f"config.init.{name} = {spec!r}, but no stage of config.stages "
-             f"starts there; set e.g. config.{first[name]}.init_from = "
-             f"{INIT!r}, or config.init.{name} = ''.")
-  asked = tree["data"]["tokenizer"]
-  if tree["init"]["policy"] and asked == "train":
-    yield (f"config.init.policy = {tree['init']['policy']!r} knows the ids of "
-           "its own tokenizer, but config.data.tokenizer = 'train' makes "
-           f"others; set it to {INIT!r}.")
-  if not tree["init"]["policy"] and asked == INIT:
-    yield (f"config.data.tokenizer = {INIT!r} is that of config.init.policy, "
-           "which is empty; name a checkpoint there, or set it to 'train'.")
 
 
 def model_errors(tree: Tree) -> Iterator[str]:

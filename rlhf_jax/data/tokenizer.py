@@ -1,10 +1,12 @@
 """Byte-level byte-pair encoding, GPT-2's or one trained here.
 
 The end of a text is `<|endoftext|>`, or what the file of an imported model has
-in its place, which models learn to write. Padding is another id, one past the vocabulary, so that it can be neither sampled nor
-confused with the end (SPEC: pad != EOS). Some models read a start before every
-prompt. Text from people never yields special ids: "<|endoftext|>" inside a prompt is encoded as the characters it is.
-A file from somebody else that would have it otherwise is refused.
+in its place, which models learn to write. Padding is another id, one past the
+vocabulary, so that it can be neither sampled nor confused with the end (SPEC:
+pad != EOS). Some models read a start before every prompt. Text from people
+never yields special ids: "<|endoftext|>" inside a prompt is encoded as the
+characters it is. A file from somebody else that would have it otherwise is
+refused.
 """
 
 import contextlib
@@ -24,16 +26,13 @@ from tokenizers import trainers
 
 from rlhf_jax import storage
 from rlhf_jax.data import fields
+from rlhf_jax.data import special_tokens
 from rlhf_jax.data.records import DataError
 
 END = "<|endoftext|>"
 _FILE = "tokenizer.json"
 _PAIR = ("vocab.json", "merges.txt")
 FILES = (_FILE, _PAIR[0])  # one of them makes a folder a tokenizer's
-# Beside it: the names of the special tokens, in the order they are looked up.
-_NAMES_FILE = "tokenizer_config.json"
-_NAMES_FILES = (_NAMES_FILE, "special_tokens_map.json")
-_MODEL_FILES = ("generation_config.json", "config.json")
 _MAX_FILE_BYTES = 256 * 2**20  # A vocabulary of a million has a tenth of it.
 # What a tokenizer is tried on when loaded: every byte, more than one of a
 # character, nothing, blanks, a long word, and the end as people may write it.
@@ -134,7 +133,8 @@ class Tokenizer:
     if self.start:
       names |= {"bos_token": self.start, "add_bos_token": True}
     storage.write_text(
-        epath.Path(path).parent / _NAMES_FILE, json.dumps(names, indent=2))
+        epath.Path(path).parent / special_tokens.FILE,
+        json.dumps(names, indent=2))
     storage.write_text(path, self.bpe.to_str())
 
 
@@ -189,12 +189,12 @@ def load(spec: str) -> Tokenizer:
 def _read(spec: str) -> Tokenizer:
   if "," in spec:
     vocab, merges = (part.strip() for part in spec.split(",", 1))
-    names = _names(epath.Path(vocab).parent)
+    names = special_tokens.names(epath.Path(vocab).parent)
     return _named(_read_pair(vocab, merges, names), names, None)
   path = epath.Path(spec)
   folder = path if path.is_dir() else path.parent
-  names = _names(folder)
-  end_id = _model_end(folder) if path.is_dir() else None
+  names = special_tokens.names(folder)
+  end_id = special_tokens.end_id(folder) if path.is_dir() else None
   if path.is_dir() and not (path / _FILE).exists() and (
       path / _PAIR[0]).exists():
     bpe = _read_pair(*(path / name for name in _PAIR), names)
@@ -215,45 +215,6 @@ def _named(bpe, names: dict[str, str], end_id: int | None) -> Tokenizer:
           f"the model's eos_token_id is {end_id}, which its"
           f" {bpe.get_vocab_size()} tokens do not have")
   return Tokenizer(bpe, end or END, names.get("start") or _template_start(bpe))
-
-
-def _names(folder: epath.Path) -> dict[str, str]:
-  """Special tokens by what they are for; "start" where one is to be put."""
-  found = {}
-  for file in _NAMES_FILES:
-    values = _object(folder / file)
-    for name in ("eos_token", "bos_token", "pad_token", "unk_token"):
-      value = values.get(name)
-      value = value.get("content") if isinstance(value, dict) else value
-      if isinstance(value, str):
-        found.setdefault(name, value)
-    if values.get("add_bos_token") is True and "bos_token" in found:
-      found["start"] = found["bos_token"]
-  return found
-
-
-def _model_end(folder: epath.Path) -> int | None:
-  """The first of the ids at which a model's config says that a text ends."""
-  for file in _MODEL_FILES:
-    found = _object(folder / file).get("eos_token_id")
-    found = found[0] if isinstance(found, list) and found else found
-    if isinstance(found, int) and found >= 0:
-      return found
-  return None
-
-
-def _object(path: epath.Path) -> dict:
-  """A JSON file's object; empty where there is no file."""
-  if not path.exists():
-    return {}
-  _require(path)
-  try:
-    found = json.loads(path.read_text())
-  except (ValueError, RecursionError) as error:
-    raise DataError(f"{str(path)!r} is no JSON ({error})") from None
-  if not isinstance(found, dict):
-    raise DataError(f"{str(path)!r} must hold an object")
-  return found
 
 
 def _template_start(bpe: tokenizers.Tokenizer) -> str:
