@@ -63,6 +63,10 @@ class Tensors:
             for place in self.places()
             for name, shape in place.shapes(self.c).items()}
 
+  @property
+  def num_params(self) -> int:
+    return sum(self.sizes().values()) // DTYPES[self.dtype].itemsize
+
   def __iter__(self) -> Iterator[tuple[str, np.ndarray]]:
     """Yields (name, tensor).
 
@@ -193,8 +197,11 @@ def _save(
 ) -> None:
   """The next tensors to a file; in a function, so that they are gone before
   those of the next."""
+  path.touch()
+  mode = path.stat().st_mode  # the library's is for the owner alone
   save_file(dict(itertools.islice(stream, number)), path,
             metadata={"format": "pt"})
+  path.chmod(mode)
 
 
 def shards(sizes: Mapping[str, int], most: int) -> list[list[str]]:

@@ -1,11 +1,24 @@
 """config.json and generation_config.json of a model of ours."""
 
+import json
+import pathlib
 from typing import Any
 
 from rlhf_jax.hf.exporting import Tensors
+from rlhf_jax.hf.folder import CONFIG
 from rlhf_jax.hf.vocabulary import Vocabulary
 
 _REWARD = "reward"
+
+
+def write(
+    tensors: Tensors, vocabulary: Vocabulary, folder: pathlib.Path, *,
+    temperature: float, max_new_tokens: int) -> None:
+  """Writes both; only policies generate."""
+  _write_json(folder / CONFIG, config(tensors, vocabulary))
+  if tensors.last == "policy":
+    _write_json(folder / "generation_config.json", generation_config(
+        vocabulary, temperature=temperature, max_new_tokens=max_new_tokens))
 
 
 def config(tensors: Tensors, vocabulary: Vocabulary) -> dict[str, Any]:
@@ -44,3 +57,7 @@ def generation_config(
       "max_new_tokens": max_new_tokens,
       **vocabulary.ids,
   }
+
+
+def _write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
+  path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
