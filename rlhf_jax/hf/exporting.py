@@ -8,13 +8,16 @@ import dataclasses
 import itertools
 import json
 import math
+import os
 import pathlib
+import re
 from types import ModuleType
 from typing import Any
 
 import jax
 import ml_dtypes
 import numpy as np
+import safetensors
 from safetensors.numpy import save_file
 import tqdm
 
@@ -29,6 +32,7 @@ DTYPES = {"float32": np.dtype(np.float32),
 # Rows of ours past the true vocabulary are never predicted, and stay here.
 _TABLES = ("transformer/token_embedding/embedding", "unembedding/embedding")
 _BLOCKS = "transformer/blocks/"
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,11 +200,21 @@ def _save(
     path: pathlib.Path, stream: Iterator[tuple[str, np.ndarray]], number: int
 ) -> None:
   """The next tensors to a file; in a function, so that they are gone before
-  those of the next."""
+  those of the next.
+
+  Raises:
+    OSError: the disk fails, which the library says in words of its own.
+  """
   path.touch()
   mode = path.stat().st_mode  # the library's is for the owner alone
-  save_file(dict(itertools.islice(stream, number)), path,
-            metadata={"format": "pt"})
+  try:
+    save_file(dict(itertools.islice(stream, number)), path,
+              metadata={"format": "pt"})
+  except safetensors.SafetensorError as error:
+    if found := _OS_ERROR.search(str(error)):
+      cause = int(found[1])
+      raise OSError(cause, os.strerror(cause), str(path)) from error
+    raise
   path.chmod(mode)
 
 
