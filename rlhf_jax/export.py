@@ -19,7 +19,7 @@ import jax
 
 from rlhf_jax import (
     checkpoint, config as config_lib, distributed, faults, metrics, model_card,
-    pipeline, sharding, storage,
+    pipeline, recipe, sharding, storage,
 )
 from rlhf_jax.config import names
 from rlhf_jax.data.records import DataError
@@ -234,14 +234,11 @@ def write(
 
 
 def temperature(run: Run, source: Source) -> float:
-  """What the run samples this policy with: PPO's own, or the evaluation's."""
-  settings = run.config[source.stage] if (
-      source.stage in run.config.stages) else {}
-  if "method" in settings:
-    return settings.method.temperature
-  evaluations = [run.config[stage] for stage in run.config.stages
+  """What this policy is sampled with: by PPO, or else by the evaluation."""
+  own = recipe.settings_of(run, source.stage).get("method.temperature")
+  evaluations = [run.config[stage].temperature for stage in run.config.stages
                  if names.kind_of(stage) == "evaluate"]
-  return evaluations[-1].temperature if evaluations else 1.0
+  return next((t for t in (own, *evaluations) if t is not None), 1.0)
 
 
 if __name__ == "__main__":

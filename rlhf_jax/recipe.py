@@ -59,32 +59,42 @@ class Source:
 # ------------------------------------------------------------------- the recipe
 
 
+def is_here(run: Run, stage: str) -> bool:
+  """Whether the stage ran here, by this run's own settings."""
+  return stage in run.config.stages and (
+      stage not in pipeline.given_inputs(run.config))
+
+
 def lineage(run: Run, stage: str) -> list[str]:
-  """The stages that `stage` comes from, in their order, itself last."""
+  """The stages that `stage` comes from, in their order, itself last; of those
+  taken from another run no further ones."""
   found: set[str] = set()
 
   def add(name: str) -> None:
     if name in found or name == config_lib.INIT:
       return
     found.add(name)
-    if name in run.config.stages:
+    if is_here(run, name):
       for source in config_lib.read_by(run.config, name):
         add(source)
 
   add(stage)
   known = list(dict.fromkeys(
-      (*pipeline.given_inputs(run.config), *run.config.stages)))
+      (*run.config.stages, *pipeline.given_inputs(run.config))))
   return sorted(found - {stage}, key=known.index) + [stage]
 
 
 def imported(run: Run, stage: str) -> str:
-  """The checkpoint that the body of `stage` started from, "" for none."""
-  while stage in run.config.stages:
-    settings, kind = run.config[stage], names.kind_of(stage)
-    origin = settings.candidates if kind == "select" else settings.init_from
+  """The checkpoint that the body of `stage` started from, "" where its files
+  name none."""
+  while stage:
+    tree, own = settings_file(run, stage)
+    origin = names.at(tree, f"{own}.init_from") or names.at(
+        tree, f"{own}.candidates")
     if origin == config_lib.INIT:
-      return run.config.init["reward_model" if kind == "rm" else "policy"]
-    stage = origin
+      kind = "reward_model" if names.kind_of(stage) == "rm" else "policy"
+      return tree["init"][kind]
+    stage = origin if is_here(run, stage) else ""
   return ""
 
 
@@ -98,25 +108,30 @@ def stages(run: Run, stage: str) -> Iterator[str]:
     settings = ", ".join(
         f"{key.removeprefix('method.')} {shown(value)}"
         for key, value in settings_of(run, name).items())
-    yield f"`{name}`{length}: {settings}"
+    origin = "" if is_here(run, name) else ", of another run"
+    yield f"`{name}`{origin}{length}: {settings}"
 
 
 def settings_of(run: Run, stage: str) -> dict[str, Any]:
-  """What settings.json says of those that make the stage's result."""
-  folder = run.stage_dir(stage)  # of another run it may have another name
-  path = folder / "settings.json"
-  if not path.exists():
-    return {}
-  tree = json.loads(path.read_text()).get(folder.name)
-  keys = _SETTINGS.get(names.kind_of(folder.name), "").split()
-  found = {key: names.at(tree, key) for key in keys}
+  """Of the settings that the stage was begun with, those that make its
+  result."""
+  tree, own = settings_file(run, stage)
+  keys = _SETTINGS.get(names.kind_of(stage), "").split()
+  found = {key: names.at(tree, f"{own}.{key}") for key in keys}
   return {key: value for key, value in found.items() if value is not None}
+
+
+def settings_file(run: Run, stage: str) -> tuple[dict[str, Any], str]:
+  """(settings.json, the stage's name there: another run may have another)."""
+  folder = run.stage_dir(stage)
+  path = folder / "settings.json"
+  return (json.loads(path.read_text()) if path.exists() else {}), folder.name
 
 
 def readers(run: Run, stage: str) -> dict[str, str]:
   """Kind of data -> the last stage of the lineage that reads it."""
   tree = run.config.to_dict()
-  here = [name for name in lineage(run, stage) if name in run.config.stages]
+  here = [name for name in lineage(run, stage) if is_here(run, name)]
   return {kind: name for name in here for kind in names.sources_of(tree, name)}
 
 

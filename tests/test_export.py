@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-import re
 import resource
 import signal
 import subprocess
@@ -16,9 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from rlhf_jax import (
-    checkpoint, export, model_card, pipeline, recipe, scoring, sharding,
-)
+from rlhf_jax import export, pipeline, scoring, sharding
 from rlhf_jax.data import tokenizer as tokenizer_lib
 from rlhf_jax.hf import folder as folder_lib, importing, vocabulary
 from tests import tiny_run
@@ -178,93 +175,6 @@ def test_files_and_their_type_are_as_asked(folder):
   assert "rounded to bfloat16" in (path / "README.md").read_text()
 
 
-# --------------------------------------------------------------------- the card
-
-
-def tables(text):
-  """First column -> second, of all tables of two."""
-  rows = re.findall(r"^\| (.*?) +\| (.*?) +\|$", text, re.MULTILINE)
-  return dict(rows)
-
-
-def numbers(text):
-  return [float(x) for x in re.findall(r"-?\d[\d.]*(?:e[-+]\d+)?", text)]
-
-
-def short(*values):
-  return [float(f"{x:.4g}") for x in values]
-
-
-@pytest.mark.parametrize("stage", ["ppo", "ppo:ema"])
-def test_the_figures_of_a_policy_are_the_runs(base, folder, stage):
-  text = (folder(stage) / "README.md").read_text()
-  found = tables(text)
-  evaluated = base.json("evaluate/done.json")["figures"]["eval"]
-  with_interval = {
-      "preferred to `sft`, share of prompts": evaluated["win_rate"]["ppo"],
-      "gold score of Smallworld's rubric, 0 to 1":
-          evaluated["gold_score_intervals"]["ppo"],
-      "KL to `rl_init`, nats a response": evaluated["kl_intervals"]["ppo"]}
-  for name, value in with_interval.items():
-    assert numbers(found[name]) == short(
-        *(value[key] for key in ("mean", "low", "high", "n"))), name
-  assert numbers(found["share of responses that end"]) == short(
-      evaluated["ended"]["ppo"])
-  assert "32 held-out prompts (smallworld, test split)" in text
-  trained = base.json("ppo/done.json")["figures"]
-  assert numbers(found["`score`"]) == short(trained["score"])
-  assert ("which is another model than this one" in text) == (stage == "ppo")
-
-
-def test_the_figures_of_a_reward_model_are_the_runs(base, folder):
-  found = tables((folder("rm") / "README.md").read_text())
-  done = base.json("rm/done.json")["figures"]
-  groups = done["validation_accuracy_by_group"]
-  assert len(groups) == 3
-  for group, value in groups.items():
-    shown = found[f"accuracy, {group.replace('_', ' ')}"]
-    assert numbers(shown) == short(
-        *(value[key] for key in ("mean", "low", "high", "n", "pairs")))
-  assert numbers(found["SD of the scores of compared responses"]) == short(
-      done["score_sd"])
-
-
-def test_the_recipe_is_that_of_the_lineage(base, run, folder):
-  text = (folder("ppo") / "README.md").read_text()
-  assert recipe.lineage(run, "ppo") == [
-      "pretrain", "sft", "collect", "rm", "rl_init", "ppo"]
-  assert recipe.lineage(run, "sft") == ["pretrain", "sft"]
-  settings = base.json("ppo/settings.json")["ppo"]
-  assert f"kl_coef {settings['method']['kl_coef']:.4g}, " in text
-  assert "`ppo`, 3 iterations: init_from rl_init, reward_model rm" in text
-  rows = base.json("data/prompts/report.json")["rows_out"]["train"]
-  assert f"- prompts: smallworld, {rows} rows of the training split" in text
-  assert "base_model" not in text and str(base.workdir) not in text
-
-
-def test_what_is_not_there_is_not_in_the_card(run, monkeypatch):
-  monkeypatch.setattr(
-      checkpoint, "read_done",
-      lambda path: {"figures": {}} if path.name == "sft" else None)
-  source = recipe.Source("sft", "params", 16, is_result=True)
-  assert list(model_card.measured(run, source)) == [
-      "## What was measured", "Nothing of these parameters is on record."]
-
-
-@pytest.mark.parametrize("spec,name", [
-    ("hf:openai-community/gpt2", "openai-community/gpt2"),
-    ("hf:gpt2@main", "gpt2"), ("hf:/data/gpt2", ""), ("hf:./gpt2", ""),
-    ("hf:tests", ""), ("", "")])
-def test_a_base_model_is_a_name_on_the_hub(spec, name, monkeypatch):
-  monkeypatch.chdir(ROOT)
-  assert model_card.hub_name(spec) == name
-
-
-def test_files_are_shown_by_their_names():
-  assert recipe.shown("jsonl:/home/me/a.jsonl,b/c*.jsonl.gz") == (
-      "jsonl:a.jsonl,c*.jsonl.gz")
-
-
 def test_the_template_says_what_the_run_says():
   words = vocabulary.of_policy(tokenizer_lib.train(["a"], 257))
   template = vocabulary.chat_template(words, "\n\"?\u00e9", " ")
@@ -293,7 +203,8 @@ def test_an_unfinished_stage(base, refused, tmp_path):
       "run's command again to finish it. Those with a model that are: sft")
 
 
-@pytest.mark.parametrize("size", ["5", "GB", "0GB", "-1GB", "5 apples", "1e3MB"])
+@pytest.mark.parametrize("size", [
+    "5", "GB", "0GB", "-1GB", "5 apples", "1e3MB"])
 def test_a_size_that_is_none(refused, size):
   assert refused(max_shard_size=size) == (
       f"--max-shard-size={size}: it is no size above 0; write e.g. 5GB, 500MB "
