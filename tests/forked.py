@@ -19,7 +19,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import warnings
 
 from tests import shared
