@@ -40,7 +40,7 @@ DECODE_RULES = {
 }
 
 
-# Code that XLA compiles in a sixth of the time and optimises less.
+# Code that XLA compiles sooner and optimises less.
 QUICK = {"xla_backend_optimization_level": 0}
 # For laws that do not depend on how XLA fuses.
 jit = functools.partial(jax.jit, compiler_options=QUICK)
