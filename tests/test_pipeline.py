@@ -2,8 +2,8 @@
 
 import collections
 import json
-import os
 import math
+import os
 import pathlib
 import shutil
 import subprocess
