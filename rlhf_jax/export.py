@@ -35,7 +35,8 @@ _WORKDIR = flags.DEFINE_string(
 _STAGE = flags.DEFINE_string(
     "stage", None, "Whose model; of ppo with :ema the average.",
     allow_override=True)  # sample's too
-_OUT = flags.DEFINE_string("out", None, "The folder to write.")
+_OUT = flags.DEFINE_string(
+    "out", None, "The folder to write.", allow_override=True)  # of others too
 _DTYPE = flags.DEFINE_string(
     "dtype", "float32", f"{', '.join(exporting.DTYPES)}.")
 _MAX_SHARD_SIZE = flags.DEFINE_string(

@@ -99,7 +99,9 @@ def _mother() -> socket.socket:
   ours, hers = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
   started = subprocess.Popen(
       [sys.executable, "-c", _MOTHER, str(hers.fileno())], cwd=processes.ROOT,
-      env=processes.environment(1), pass_fds=[hers.fileno()],
+      # NumPy's library of matrices starts a thread for each further core
+      env=processes.environment(1) | {"OPENBLAS_NUM_THREADS": "1"},
+      pass_fds=[hers.fileno()],
       stdout=subprocess.DEVNULL)  # no terminal, as for her children
   hers.close()
   atexit.register(started.wait)

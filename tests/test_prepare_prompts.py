@@ -27,4 +27,5 @@ def test_each_size_is_measured_in_a_process_of_its_own(
   assert len(held) > 50e6 and 50 < found["peak_mb"] < 1000
   printed = prepare_prompts.format_results([found])
   assert str(found["rows_out"]) in printed and "peak MB" in printed
-  assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.json"]
+  assert {path.name for path in tmp_path.iterdir()} == {
+      "tokenizer.json", "tokenizer_config.json"}

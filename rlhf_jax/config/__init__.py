@@ -96,6 +96,7 @@ def validate(
   _raise(stage_list_errors(tree))
   _raise(top_errors(tree))
   _raise(key_errors(tree))
+  _raise(imported.open_errors(tree))
   _raise(type_errors(tree))
   _raise((
       *range_errors(tree),

@@ -6,6 +6,7 @@ from typing import Any
 from rlhf_jax.config.names import (
     INIT, POLICIES, Tree, active, init_readings,
 )
+from rlhf_jax.config.values import shown
 from rlhf_jax.hf import families
 from rlhf_jax.hf.fields import FolderError
 from rlhf_jax.hf.folder import SPEC, Folder
@@ -36,12 +37,29 @@ def fill_in(tree: Tree) -> list[str]:
   for key, name in MODELS.items():
     spec = init.get(key)
     if isinstance(spec, str) and spec.startswith(SPEC):
-      with Folder(spec) as folder:
-        theirs = families.settings_of(folder.fields)
-      news += _fill(tree, key, spec, theirs)
+      news += _fill(tree, key, spec, _settings(key, spec))
     elif name == "rm_model" and tree[name].get("d_model", 0) is None:
       _fill_open(tree[name], tree["model"])
   return news
+
+
+def _settings(key: str, spec: str) -> dict[str, Any]:
+  """What a checkpoint decides; an error names the setting that names it."""
+  try:
+    with Folder(spec) as folder:
+      return families.settings_of(folder.fields)
+  except FolderError as error:
+    raise FolderError(f"config.init.{key} = {shown(spec)}: {error}") from error
+
+
+def open_errors(tree: Tree) -> Iterator[str]:
+  """Of models whose sizes nobody gives."""
+  for key, name in MODELS.items():
+    if isinstance(tree.get(name), dict) and (
+        tree[name].get("d_model", 0) is None):
+      yield (f"config.{name} leaves its sizes to config.init.{key}, which names "
+             f"no checkpoint; write --config.init.{key}={SPEC}FOLDER, or the "
+             f"sizes.")
 
 
 def _fill(tree: Tree, key: str, spec: str, theirs: dict[str, Any]) -> list[str]:
