@@ -119,8 +119,8 @@ def base(name: str, size: str, stages: tuple[str, ...]) -> ConfigDict:
       stages=stages,
       # stage -> folder of another run's stage to use in its place ("": none)
       inputs={stage: "" for stage in (*STAGES, *stages)},
-      # "hf:FOLDER" or "hf:NAME" on the hub: where a stage with init_from=""
-      # starts ("": with fresh weights)
+      # "hf:FOLDER", or "hf:NAME" of the hub: where a stage with
+      # init_from="init" starts (docs/interop.md)
       init=dict(policy="", reward_model=""),
       model=model(size),
       rm_model=model(reward_model_size(size)),  # reward model and critic
@@ -191,7 +191,9 @@ def data(size: str) -> dict:
       demonstrations="smallworld",
       prompts="smallworld",
       comparisons="collect",  # or a source as above
-      tokenizer="train",  # or tokenizer.json, or VOCAB.json,MERGES.txt
+      # "train", tokenizer.json, VOCAB.json,MERGES.txt, or "init": that of
+      # config.init.policy
+      tokenizer="train",
       prompt_suffix="\n",  # ends a prompt; part of its tokens
       response_prefix="",  # starts a response; part of its tokens
       max_prompt_tokens=26 if mini else 1024,  # longer prompts are dropped

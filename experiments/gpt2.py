@@ -11,6 +11,9 @@ the hub, unless a folder is named; any folder of those architectures will do,
 for the sizes are read from it. Smallworld stands in for a labeling project
 until `config.data` names another (docs/data.md).
 
+By `python -m rlhf_jax.plan --topology=h100:1x1` (derived) all but `:1.5b` fit a
+GPU of 80 GB, and that one two of them (`h100:1x2`).
+
 Hyper-parameters are those of the paper's 1.3B models. Learning rates grow with
 the ratio of GPT-3's table 2.1, in which smaller models have larger ones: the
 paper has none for such sizes.

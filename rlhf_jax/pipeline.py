@@ -140,6 +140,35 @@ def config_of(workdir: epath.Path) -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(json.loads(path.read_text()))
 
 
+def open_run(workdir: epath.Path) -> Run:
+  """The run of a workdir, to be read, on the devices of this process.
+
+  Raises:
+    CheckpointError: there is no run.
+  """
+  config = config_of(workdir)
+  config.mesh = dict(data=jax.device_count(), fsdp=1, tensor=1)
+  return make_run(config, workdir)
+
+
+def choose_step(run: Run, stage: str, step: int | None) -> int:
+  """The checkpoint asked for, or the one that a finished stage gave.
+
+  Raises:
+    CheckpointError: names the steps that are kept.
+  """
+  with checkpoint.Reader(run.stage_dir(stage) / "checkpoints") as saved:
+    steps = saved.steps
+  if step is None:
+    figures = checkpoint.read_done(run.stage_dir(stage))["figures"]
+    step = figures.get("selected_step", steps[-1] if steps else None)
+  if step not in steps:
+    raise checkpoint.CheckpointError(
+        f"--step={step}: the checkpoints kept of {stage!r} are those of the "
+        f"steps {', '.join(map(str, steps))}")
+  return step
+
+
 def make_run(config, workdir: epath.Path) -> Run:
   """Mesh, Smallworld, tokenizer, writer."""
   mesh = sharding.make_mesh(**config.mesh)

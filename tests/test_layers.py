@@ -19,8 +19,8 @@ LAYERS = (
     "guards rollout",
     "ppo_step run datasets streams sampler scoring loop",
     "labelers handoff collect screening evals trainers",
-    "summaries pipeline",
-    "main sample compare screen plan replay command",
+    "summaries pipeline recipe model_card",
+    "main sample compare screen plan replay export command",
 )
 
 
