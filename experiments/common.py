@@ -129,6 +129,9 @@ def base(name: str, size: str, stages: tuple[str, ...]) -> ConfigDict:
       decode=dict(
           dtype="float32" if size == MINI else "bfloat16",
           axis_rules=decode_axis_rules(size),
+          # rows that have ended make room for those of the next part, where
+          # there are num_rollout_parts
+          refill=False,
       ),
       data=data(size),
       smallworld=smallworld(),

@@ -58,16 +58,16 @@ class State:
 
 def make_generate(
     model: Policy, *, response_length: int, temperature: float, eos_id: int,
-    num_slots: int, num_groups: int = 1,
+    num_parts: int, num_groups: int = 1,
 ) -> Callable[..., Rollout]:
-  """`rollout.make_generate` of N prompts in `num_slots` rows at a time.
+  """`rollout.make_generate` of N prompts, N / `num_parts` rows at a time.
 
   Args:
     model: the policy.
     response_length: T, the most tokens a response may have.
     temperature: divides the logits; 0 takes the most likely token.
     eos_id: ends a response; part of it.
-    num_slots: B, a multiple of `num_groups`.
+    num_parts: N / B, for B slots: one at least in a group.
     num_groups: G, parts of the prompts that keep to their own slots: the
       batch shards, so that no data moves between them. N is a multiple.
 
@@ -76,21 +76,21 @@ def make_generate(
     Rollout, as of `rollout.make_generate`.
   """
   config = model.config
-  slots_here = num_slots // num_groups
-  num_read = max(slots_here // _REFILL_SHARE, 1)
 
   def generate(params, key, prompt_tokens, prompt_mask, row_ids):
     num_prompts, prompt_length = prompt_tokens.shape
     prompts_here = num_prompts // num_groups
+    slots_here = max(prompts_here // num_parts, 1)
+    num_slots = slots_here * num_groups
+    num_read = max(slots_here // _REFILL_SHARE, 1)
     ring = prompt_length + response_length
     if ring > config.context_length:
       raise ValueError(
           f"prompts of {prompt_length} and responses of {response_length} "
           f"tokens exceed context_length={config.context_length}")
-    if num_prompts % num_groups or num_slots % num_groups:
+    if num_prompts % num_groups:
       raise ValueError(
-          f"{num_prompts} prompts and {num_slots} slots do not divide over "
-          f"{num_groups} groups")
+          f"{num_prompts} prompts do not divide over {num_groups} groups")
     grouped = lambda x: x.reshape(num_groups, prompts_here, *x.shape[1:])
     prompt_tokens, prompt_mask, row_ids = (
         grouped(constrain(x, "batch", *("length",) * (x.ndim - 1)))

@@ -37,18 +37,18 @@ def _end():
 class RefillTest(parameterized.TestCase):
 
   @parameterized.parameters(
-      dict(num_slots=8), dict(num_slots=1), dict(num_slots=24),
-      dict(num_slots=40), dict(num_slots=16, num_groups=2),
-      dict(num_slots=8, pattern="alternating"))
+      dict(num_parts=3), dict(num_parts=24), dict(num_parts=1),
+      dict(num_parts=2, num_groups=2), dict(num_parts=5, num_groups=3),
+      dict(num_parts=3, pattern="alternating"))
   def test_the_same_responses(
-      self, num_slots, num_groups=1, pattern="dense"):
+      self, num_parts, num_groups=1, pattern="dense"):
     model = tiny.policy(attention_pattern=pattern)
     expected = _plain(model, _end())
     lengths = expected.response_mask.sum(-1)
     self.assertGreater(len(set(lengths)), 3)  # some wait for others
     found = jax.device_get(tiny.jit(refill.make_generate(
         model, response_length=RESPONSE, temperature=1.0, eos_id=_end(),
-        num_slots=num_slots, num_groups=num_groups))(
+        num_parts=num_parts, num_groups=num_groups))(
             tiny.params(model), KEY, *_rows()))
     for name in ("prompt_tokens", "prompt_mask", "response_tokens",
                  "response_mask"):

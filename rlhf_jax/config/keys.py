@@ -65,7 +65,7 @@ KEYS = {
         "anything": "final_norm tied_unembedding scale_by_layer"},
     "init": {"anything": "policy reward_model"},
     "mesh": {"anything": "data fsdp tensor"},
-    "decode": {"one of": "dtype", "anything": "axis_rules"},
+    "decode": {"one of": "dtype", "anything": "axis_rules refill"},
     "data": {
         ">= 1": "max_prompt_tokens max_response_tokens max_prompts_per_user",
         ">= 0": "dedup_prefix_tokens",
