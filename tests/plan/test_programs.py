@@ -60,7 +60,9 @@ def described(x):
 
 def test_arguments_are_those_of_a_run(tmp_path, monkeypatch):
   stages = ("sft", "rm", "rl_init", "ppo")
-  config = tiny_run.only(stages, pretrain__num_steps=1)
+  config = tiny_run.only(
+      stages, pretrain__num_steps=1, sft__num_steps=1, rl_init__num_steps=1,
+      rm__num_epochs=1, rm__max_prompts=8, ppo__num_iters=1)
   config.mesh.update(data=2, fsdp=2, tensor=2)
   recorder = Recorder()
   monkeypatch.setattr(jax, "jit", recorder)
