@@ -80,6 +80,8 @@ def model(size: str) -> ConfigDict:
       init_stddev=0.08 if size == MINI else 0.02,
       # blocks a step of the loop over layers: faster, and longer to compile
       scan_unroll=num_layers if size == MINI else 1,
+      # of the length, whose logits are formed one after the other: less memory
+      logit_parts=1,
       attention_pattern="dense",  # "dense" | "alternating" (GPT-3; band U)
       band_width=256,  # of every second block when "alternating"
       **ARCHITECTURE,
@@ -129,6 +131,9 @@ def base(name: str, size: str, stages: tuple[str, ...]) -> ConfigDict:
       decode=dict(
           dtype="float32" if size == MINI else "bfloat16",
           axis_rules=decode_axis_rules(size),
+          # rows that have ended make room for those of the next part, where
+          # there are num_rollout_parts
+          refill=False,
       ),
       data=data(size),
       smallworld=smallworld(),

@@ -41,20 +41,18 @@ def token_logprobs(
 
 
 def lm_loss_sum(
-    logits: jax.Array, tokens: jax.Array, mask: jax.Array
+    logprobs: jax.Array, mask: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
   """Negative log-likelihood of SFT, pretraining and the PPO-ptx term (eq. 2).
 
   Args:
-    logits: [B, T, V], aligned: `logits[:, t]` predicts `tokens[:, t]`.
-    tokens: [B, T] ids.
+    logprobs: [B, T], each token's.
     mask: [B, T], true where a token is trained on.
 
   Returns:
     Sum of `-log p(token)` over the mask in nats, and the number of tokens.
   """
-  loss_sum = -masked.total(token_logprobs(logits, tokens), mask)
-  return loss_sum, _count(mask)
+  return -masked.total(logprobs, mask), _count(mask)
 
 
 def ranking_loss(

@@ -160,9 +160,9 @@ def make_response_logprobs(policy: Policy, temperature: float):
   def response_logprobs(params, tokens, mask, length):
     hidden = policy.apply(
         {"params": params}, tokens, mask, method="hidden")
-    logits = policy.apply(
-        {"params": params}, hidden[:, -length - 1:-1], method="logits")
-    return losses.token_logprobs(logits, tokens[:, -length:], temperature)
+    return policy.apply(
+        {"params": params}, hidden[:, -length - 1:-1], tokens[:, -length:],
+        temperature, method="logprobs")
 
   return response_logprobs
 
@@ -357,8 +357,12 @@ def make_ptx_gradients(policy: Policy, settings: PPOSettings):
   def part_gradients(params, tokens, count):
     def loss_fn(params):
       mask = jnp.ones_like(tokens, jnp.bool_)
-      logits = policy.apply({"params": params}, tokens, mask)
-      loss, _ = losses.lm_loss_sum(logits[:, :-1], tokens[:, 1:], mask[:, 1:])
+      hidden = policy.apply(
+          {"params": params}, tokens, mask, method="hidden")
+      logprobs = policy.apply(
+          {"params": params}, hidden[:, :-1], tokens[:, 1:],
+          method="logprobs")
+      loss, _ = losses.lm_loss_sum(logprobs, mask[:, 1:])
       return loss / count
     loss, grads = jax.value_and_grad(loss_fn)(params)
     return grads, loss

@@ -87,6 +87,15 @@ def make_generate(
     row_ids = constrain(row_ids, "batch")
     forward = make_cached_forward(model, params)
     row_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, row_ids)
+    slots = jnp.arange(total)
+
+    def masks_of(positions, key_mask, first):
+      """Of queries whose first stands in slot `first`."""
+      queries = first + jnp.arange(positions.shape[1])
+      return transformer.attention_masks(
+          config, query_positions=positions,
+          key_positions=transformer.positions_of(key_mask), key_mask=key_mask,
+          causal=(slots[None, :] <= queries[:, None])[None])
     num_prompt_tokens = prompt_mask.sum(-1).astype(jnp.int32)  # [B]
 
     def sample(state: SamplingState, logits) -> SamplingState:
@@ -109,9 +118,11 @@ def make_generate(
       newest = state.step - 1
       token = jax.lax.dynamic_slice_in_dim(state.tokens, newest, 1, axis=1)
       key_mask = jnp.concatenate([prompt_mask, state.mask], axis=1)
+      positions = (num_prompt_tokens + newest)[:, None]
+      slot = prompt_length + newest
       logits, caches = forward(
-          token, (num_prompt_tokens + newest)[:, None], key_mask,
-          state.caches, prompt_length + newest)
+          token, positions, masks_of(positions, key_mask, slot),
+          state.caches, slot)
       return sample(state.replace(caches=caches), logits)
 
     empty = jnp.zeros((batch, response_length), jnp.bool_)
@@ -124,9 +135,11 @@ def make_generate(
         caches=empty_caches(config, batch, total),
     )
     with jax.named_scope("prefill"):
+      positions = transformer.positions_of(prompt_mask)
+      key_mask = jnp.concatenate([prompt_mask, empty], axis=1)
       logits, caches = forward(
-          prompt_tokens, transformer.positions_of(prompt_mask),
-          jnp.concatenate([prompt_mask, empty], axis=1), state.caches, 0)
+          prompt_tokens, positions, masks_of(positions, key_mask, 0),
+          state.caches, 0)
       state = sample(state.replace(caches=caches), logits)
     with jax.named_scope("decode"):
       state = jax.lax.while_loop(
@@ -203,24 +216,19 @@ def make_cached_forward(model: Policy, params: Any) -> Callable[..., Any]:
       where that is too much memory.
 
   Returns:
-    forward(tokens [B, L], positions [B, L], key_mask [B, S], caches, index)
-    -> (logits of the last position [B, V], caches)
+    forward(tokens [B, L], positions [B, L], masks, caches, index) -> (logits
+    of the last position [B, V], caches), where `masks` are those of
+    `transformer.attention_masks`, [B, L, S], and keys go to slots `index` on.
   """
   config = model.config
   block = Block(config)
   params = unstacked(params, config.num_layers)
   layers = params["transformer"].pop("blocks")
 
-  def forward(tokens, positions, key_mask, caches, index):
-    slots = jnp.arange(key_mask.shape[1])
-    queries = index + jnp.arange(tokens.shape[1])
+  def forward(tokens, positions, masks, caches, index):
     x = model.apply(
         {"params": params}, tokens, positions,
         method=lambda m, *args: m.transformer.embed(*args))
-    masks = transformer.attention_masks(
-        config, query_positions=positions,
-        key_positions=transformer.positions_of(key_mask), key_mask=key_mask,
-        causal=(slots[None, :] <= queries[:, None])[None])
     new_caches = []
     for number, (layer, cache) in enumerate(zip(layers, caches)):
       x, cache = block.apply(

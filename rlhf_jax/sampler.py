@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from rlhf_jax import rollout, sharding
+from rlhf_jax import refill, rollout, sharding
 from rlhf_jax.models.policy import Policy
 from rlhf_jax.rollout import Rollout
 from rlhf_jax.run import Run, init_params
@@ -46,14 +46,15 @@ def make_generate(
       decode_dtype=run.config.decode.dtype,
       decode_axis_rules=run.config.decode.axis_rules,
       response_length=run.response_length, temperature=temperature,
-      eos_id=run.tokenizer.eos_id, num_parts=num_parts)
+      eos_id=run.tokenizer.eos_id, num_parts=num_parts,
+      refills=run.config.decode.refill)
 
 
 def make_sharded_generate(
     policy: Policy, *, mesh: jax.sharding.Mesh,
     axis_rules: sharding.AxisRules, decode_dtype: str,
     decode_axis_rules: sharding.AxisRules, response_length: int,
-    temperature: float, eos_id: int, num_parts: int,
+    temperature: float, eos_id: int, num_parts: int, refills: bool,
 ) -> Generate:
   """Builds Generate; neither array nor device is needed to lower its parts.
 
@@ -66,19 +67,25 @@ def make_sharded_generate(
     response_length: T.
     temperature: divides the logits; 0 takes the most likely token.
     eos_id: ends a response.
-    num_parts: of a batch, sampled one after the other; memory only.
+    num_parts: of a batch; so many rows less are sampled at a time.
+    refills: a row that has ended makes room for one of the next part, instead
+      of parts one after the other.
   """
   abstract = jax.eval_shape(lambda: rollout.unstacked(
       init_params(policy, jax.random.key(0)), policy.config.num_layers))
   training, decoding = (
       sharding.shardings_for(abstract, mesh, rules)
       for rules in (axis_rules, decode_axis_rules))
-  one_sample = rollout.in_parts(
-      rollout.make_generate(
-          Policy(dataclasses.replace(policy.config, dtype=decode_dtype)),
-          response_length=response_length, temperature=temperature,
-          eos_id=eos_id),
-      num_parts)
+  policy_here = Policy(dataclasses.replace(policy.config, dtype=decode_dtype))
+  settings = dict(response_length=response_length, temperature=temperature,
+                  eos_id=eos_id)
+  if refills and num_parts > 1:
+    one_sample = refill.make_generate(
+        policy_here, **settings, num_parts=num_parts,
+        num_groups=sharding.batch_shards(mesh.shape, decode_axis_rules))
+  else:
+    one_sample = rollout.in_parts(
+        rollout.make_generate(policy_here, **settings), num_parts)
 
   def to_decode_layout(params):
     params = jax.tree.map(lambda x: x.astype(decode_dtype), params)

@@ -16,7 +16,7 @@ LAYERS = (
     "fingerprints interruption item_files",
     "distributed losses advantages models data config hf",
     "optimizer train_state checkpoint metrics",
-    "guards rollout",
+    "guards rollout refill",
     "ppo_step run datasets streams sampler scoring loop",
     "labelers handoff collect screening evals trainers",
     "summaries pipeline recipe model_card",

@@ -15,8 +15,12 @@ from rlhf_jax import masked
 _ranking_loss = jax.jit(losses.ranking_loss, static_argnames="denominator")
 _policy_loss = jax.jit(losses.clipped_policy_loss)
 _value_loss = jax.jit(losses.clipped_value_loss)
-_lm_loss_sum = jax.jit(losses.lm_loss_sum)
 _token_logprobs = jax.jit(losses.token_logprobs)
+
+
+@jax.jit
+def _lm_loss_sum(logits, tokens, mask):
+  return losses.lm_loss_sum(losses.token_logprobs(logits, tokens), mask)
 
 
 def _log_softmax(logits):

@@ -137,15 +137,18 @@ class ScorerTest(parameterized.TestCase):
       forward = rollout.make_cached_forward(model, params)
       caches = rollout.empty_caches(model.config, 12, PROMPT + RESPONSE)
       is_past = lambda n: mask & (np.arange(PROMPT + RESPONSE) < n)
+      masks = lambda own, end: transformer.attention_masks(
+          model.config, query_positions=own, key_positions=positions,
+          key_mask=is_past(end), causal=positions[:, None] <= own[:, :, None])
+      own = positions[:, :PROMPT]
       first, caches = forward(
-          tokens[:, :PROMPT], positions[:, :PROMPT], is_past(PROMPT), caches,
-          0)
+          tokens[:, :PROMPT], own, masks(own, PROMPT), caches, 0)
 
       def next_token(caches, at):
         take = lambda x: jax.lax.dynamic_slice_in_dim(x, at, 1, axis=1)
+        own = take(positions)
         logits, caches = forward(
-            take(jnp.asarray(tokens)), take(positions), is_past(at + 1),
-            caches, at)
+            take(jnp.asarray(tokens)), own, masks(own, at + 1), caches, at)
         return caches, logits
 
       _, rest = jax.lax.scan(

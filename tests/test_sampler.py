@@ -7,6 +7,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rlhf_jax import rollout, run, sharding
 from tests import tiny
@@ -72,6 +73,44 @@ class DecodeLayoutTest(parameterized.TestCase):
     self.assertEmpty({
         s for s in sample if s[-1] == 40 and max(s[:-1], default=1) > 1
         and s[0] >= rows})
+
+  @parameterized.parameters("fsdp_tensor", "all_axes")
+  def test_refilled_slots_stay_in_their_shards(self, name):
+    mesh = tiny.make_mesh(name)
+    data, fsdp, tensor = tiny.MESHES[name]
+    generate = tiny.make_generate(
+        MODEL, mesh, "large", RESPONSE, num_parts=2, refills=True)
+    with sharding.use(mesh, tiny.RULES["large"]):
+      program = generate.sample.lower(
+          _abstract_params(mesh, tiny.DECODE_RULES["large"], is_unstacked=True),
+          *_abstract_rows(mesh)).compile()
+    rows, heads = BATCH // data // 2, 8 // (fsdp * tensor)
+    largest = rows * heads * (PROMPT + RESPONSE) * 3  # a cache's part
+    caches = {s for s in _shapes(program)
+              if len(s) == 4 and s[1:] == (heads, PROMPT + RESPONSE, 3)}
+    self.assertIn((rows, heads, PROMPT + RESPONSE, 3), caches)
+    for shape in _shapes(program):
+      if shape[-2:] == (PROMPT + RESPONSE, 3):
+        self.assertLessEqual(math.prod(shape), largest, shape)
+
+  def test_refilled_slots_on_a_mesh_change_no_response(self):
+    mesh = tiny.make_mesh("all_axes")
+    rows = (*tiny.prompts(BATCH, PROMPT), np.arange(BATCH, dtype=np.int32))
+    found = []
+    for refills in (False, True):
+      generate = tiny.make_generate(
+          MODEL, mesh, "large", RESPONSE, num_parts=2, refills=refills)
+      with sharding.use(mesh, tiny.RULES["large"]):
+        params, _ = tiny.shard(tiny.params(MODEL), mesh, tiny.RULES["large"])
+        names = ("prompt_tokens", "prompt_mask", "row_ids")
+        put = sharding.put_batch(
+            dict(zip(names, rows)), mesh, tiny.RULES["large"])
+        found.append(jax.device_get(generate(params, jax.random.key(3), put)))
+    for name in ("prompt_tokens", "response_tokens", "response_mask"):
+      np.testing.assert_array_equal(
+          getattr(found[0], name), getattr(found[1], name), name)
+    np.testing.assert_allclose(
+        found[0].logprobs, found[1].logprobs, atol=1e-5)
 
   @parameterized.parameters("data", "data_fsdp", "fsdp_tensor", "all_axes")
   def test_moving_parameters_makes_none_whole(self, name):

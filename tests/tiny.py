@@ -125,12 +125,13 @@ def shard(tree, mesh, axis_rules=AXIS_RULES):
   return jax.device_put(jax.tree.map(np.array, tree), shardings), shardings
 
 
-def make_generate(model, mesh, kind, response_length, num_parts=1):
+def make_generate(
+    model, mesh, kind, response_length, num_parts=1, refills=False):
   """A sampler in float32 by the rules of a kind."""
   return sampler.make_sharded_generate(
       model, mesh=mesh, axis_rules=RULES[kind], decode_dtype="float32",
       decode_axis_rules=DECODE_RULES[kind], response_length=response_length,
-      temperature=1.0, eos_id=EOS_ID, num_parts=num_parts)
+      temperature=1.0, eos_id=EOS_ID, num_parts=num_parts, refills=refills)
 
 
 def settings(**changes) -> ppo_step.PPOSettings:

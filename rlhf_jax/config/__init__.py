@@ -47,7 +47,8 @@ _NOT_A_RESULT = frozenset(
     "every_log_steps every_eval_steps every_save_steps keep_checkpoints "
     "keep_best "
     "num_microbatches num_ptx_microbatches num_rollout_parts num_row_parts "
-    "eval_batch_size max_eval_batches remat scan_unroll".split())
+    "eval_batch_size max_eval_batches remat scan_unroll "
+    "logit_parts".split())
 
 
 class ConfigError(ValueError):

@@ -56,7 +56,7 @@ _WARMUP_ADAM = _ADAM | {
 KEYS = {
     "model": {
         ">= 1": "num_layers d_model num_heads vocab_size vocab_multiple "
-                "band_width scan_unroll",
+                "band_width scan_unroll logit_parts",
         ">= 0": "position_offset",
         "None (as d_model makes it) or >= 1": "mlp_size embedding_size",
         "> 0": "init_stddev norm_epsilon",
@@ -65,7 +65,7 @@ KEYS = {
         "anything": "final_norm tied_unembedding scale_by_layer"},
     "init": {"anything": "policy reward_model"},
     "mesh": {"anything": "data fsdp tensor"},
-    "decode": {"one of": "dtype", "anything": "axis_rules"},
+    "decode": {"one of": "dtype", "anything": "axis_rules refill"},
     "data": {
         ">= 1": "max_prompt_tokens max_response_tokens max_prompts_per_user",
         ">= 0": "dedup_prefix_tokens",

@@ -19,11 +19,14 @@ def make_eval_step(model: Policy) -> Callable[..., tuple[Any, Any]]:
   """Builds `eval_step(params, rows) -> (loss sum, number of tokens)`."""
 
   def eval_step(params, rows):
-    logits = model.apply({"params": params}, rows["tokens"], rows["mask"])
+    hidden = model.apply(
+        {"params": params}, rows["tokens"], rows["mask"], method="hidden")
+    # what is at t predicts token t + 1, hence the shift
+    logprobs = model.apply(
+        {"params": params}, hidden[:, :-1], rows["tokens"][:, 1:],
+        method="logprobs")
     mask = rows["loss_mask"] & rows["row_mask"][:, None]
-    # logits at t predict token t + 1, hence the shift
-    return losses.lm_loss_sum(
-        logits[:, :-1], rows["tokens"][:, 1:], mask[:, 1:])
+    return losses.lm_loss_sum(logprobs, mask[:, 1:])
 
   return eval_step
 

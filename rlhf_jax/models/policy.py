@@ -1,8 +1,10 @@
 """The policy: a transformer and its unembedding, by default the embedding."""
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
+from rlhf_jax import losses
 from rlhf_jax.models.transformer import (
     MASKED, Transformer, TransformerConfig, normal_init,
 )
@@ -37,11 +39,54 @@ class Policy(nn.Module):
     Rows of the table past the true vocabulary get a huge negative logit: they
     are never sampled and carry no probability.
     """
-    table = (self.transformer.token_embedding if self.config.tied_unembedding
-             else self.unembedding).embedding
-    logits = jnp.einsum(
-        "bld,vd->blv", hidden, table.astype(hidden.dtype),
-        preferred_element_type=jnp.float32)
-    logits = constrain(logits, "batch", "length", "vocab")
-    real = jnp.arange(logits.shape[-1]) < self.config.vocab_size
-    return jnp.where(real, logits, MASKED)
+    return _logits(hidden, self._table(), self.config.vocab_size)
+
+  def logprobs(self, hidden, tokens, temperature=1.0):
+    """The log-probability of each token after its hidden state.
+
+    With `logit_parts` above 1 logits are formed for so many parts of the
+    length, one after the other, and again in the gradient's computation: of
+    [B, L, V_padded], with 50,000 tokens the largest array of all, a part is
+    held.
+
+    Args:
+      hidden: [B, L, D], aligned: `hidden[:, t]` predicts `tokens[:, t]`.
+      tokens: [B, L] ids.
+      temperature: divides the logits.
+
+    Returns:
+      [B, L] float32.
+    """
+    table, parts = self._table(), self.config.logit_parts
+
+    def part_logprobs(part):
+      hidden, tokens = part
+      return losses.token_logprobs(
+          _logits(hidden, table, self.config.vocab_size), tokens, temperature)
+
+    if parts == 1:
+      return part_logprobs((hidden, tokens))
+    batch, length = tokens.shape
+    fill = -length % parts
+
+    def split(x):
+      x = jnp.pad(x, [(0, 0), (0, fill)] + [(0, 0)] * (x.ndim - 2))
+      return jnp.moveaxis(x.reshape(batch, parts, -1, *x.shape[2:]), 1, 0)
+
+    found = jax.lax.map(
+        jax.checkpoint(part_logprobs), (split(hidden), split(tokens)))
+    return jnp.moveaxis(found, 0, 1).reshape(batch, -1)[:, :length]
+
+  def _table(self):
+    """The unembedding [V_padded, D]."""
+    return (self.transformer.token_embedding if self.config.tied_unembedding
+            else self.unembedding).embedding
+
+
+def _logits(hidden, table, vocab_size: int):
+  logits = jnp.einsum(
+      "bld,vd->blv", hidden, table.astype(hidden.dtype),
+      preferred_element_type=jnp.float32)
+  logits = constrain(logits, "batch", "length", "vocab")
+  real = jnp.arange(logits.shape[-1]) < vocab_size
+  return jnp.where(real, logits, MASKED)

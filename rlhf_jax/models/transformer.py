@@ -77,6 +77,7 @@ class TransformerConfig:
   embedding_size: int | None
   position_offset: int
   scale_by_layer: bool
+  logit_parts: int
 
   @property
   def head_dim(self) -> int:

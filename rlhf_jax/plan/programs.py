@@ -221,7 +221,10 @@ class _Maker:
         decode_dtype=self._config.decode.dtype,
         decode_axis_rules=self._config.decode.axis_rules,
         response_length=self._lengths()[1], temperature=temperature,
-        eos_id=self._eos_id(), num_parts=num_parts)
+        eos_id=self._eos_id(), num_parts=num_parts,
+        # parts one after the other: how many steps refilled slots take depends
+        # on the responses
+        refills=False)
 
   def _generate(
       self, stage, generate, policy, rows: int, resident, runs: int

@@ -47,11 +47,11 @@ def make_lm_step(
     hidden = model.apply(
         {"params": params}, rows["tokens"], rows["mask"],
         deterministic=deterministic, rngs={"dropout": key}, method="hidden")
-    logits = model.apply(
-        {"params": params}, hidden[:, :-1], method="logits")
-    # logits at t predict token t + 1, hence the shift
-    return losses.lm_loss_sum(
-        logits, rows["tokens"][:, 1:], rows["loss_mask"][:, 1:])
+    # what is at t predicts token t + 1, hence the shift
+    logprobs = model.apply(
+        {"params": params}, hidden[:, :-1], rows["tokens"][:, 1:],
+        method="logprobs")
+    return losses.lm_loss_sum(logprobs, rows["loss_mask"][:, 1:])
 
   def stream_gradients(params, rows, key):
     """(gradient of the stream's mean token loss, that loss, its tokens)."""
