@@ -57,9 +57,9 @@ def open_errors(tree: Tree) -> Iterator[str]:
   for key, name in MODELS.items():
     if isinstance(tree.get(name), dict) and (
         tree[name].get("d_model", 0) is None):
-      yield (f"config.{name} leaves its sizes to config.init.{key}, which names "
-             f"no checkpoint; write --config.init.{key}={SPEC}FOLDER, or the "
-             f"sizes.")
+      yield (f"config.{name} leaves its sizes to config.init.{key}, which "
+             f"names no checkpoint; write --config.init.{key}={SPEC}FOLDER, or the "
+             "sizes.")
 
 
 def _fill(tree: Tree, key: str, spec: str, theirs: dict[str, Any]) -> list[str]:
