@@ -53,13 +53,14 @@ def _settings(key: str, spec: str) -> dict[str, Any]:
 
 
 def open_errors(tree: Tree) -> Iterator[str]:
-  """Of models whose sizes nobody gives."""
+  """Of models whose sizes nobody gives; the policy's stand for both."""
   for key, name in MODELS.items():
-    if isinstance(tree.get(name), dict) and (
-        tree[name].get("d_model", 0) is None):
-      yield (f"config.{name} leaves its sizes to config.init.{key}, which "
-             f"names no checkpoint; write --config.init.{key}={SPEC}FOLDER, or the "
-             "sizes.")
+    model = tree.get(name)
+    if isinstance(model, dict) and model.get("d_model", 0) is None:
+      yield (f"config.{name} leaves its sizes to a checkpoint, and "
+             f"config.init.{key} names none; write "
+             f"--config.init.{key}={SPEC}FOLDER, or the sizes.")
+      return
 
 
 def _fill(tree: Tree, key: str, spec: str, theirs: dict[str, Any]) -> list[str]:

@@ -65,3 +65,13 @@ def test_learning_rates_are_relative_to_those_of_1_3b():
     assert rate("774m", stage) == pytest.approx(1.25 * paper)
   with pytest.raises(ValueError, match="unknown size '7b'"):
     gpt2.get_config("7b")
+
+
+@pytest.mark.parametrize("policy", ("", "gpt2"))
+def test_sizes_that_are_left_to_nobody(policy):
+  config = gpt2.get_config()
+  config.init.policy = policy
+  with pytest.raises(
+      config_lib.ConfigError,
+      match="config.init.policy names none; write --config.init.policy=hf:"):
+    config_lib.validate(config_lib.with_imported(config)[0], 1)
