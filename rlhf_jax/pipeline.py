@@ -131,13 +131,19 @@ def config_of(workdir: epath.Path) -> ml_collections.ConfigDict:
   """The experiment of a run.
 
   Raises:
-    CheckpointError: there is no run.
+    CheckpointError: there is no run, or one of another version.
   """
   path = workdir / "config.json"
   if not path.exists():
     raise checkpoint.CheckpointError(
         f"{path} does not exist: --workdir must be the folder of a run.")
-  return ml_collections.ConfigDict(json.loads(path.read_text()))
+  config = ml_collections.ConfigDict(json.loads(path.read_text()))
+  if errors := config_lib.unknown_keys(config):
+    raise checkpoint.CheckpointError(
+        f"{path} was written by another version of this package: "
+        f"{errors[0].partition(';')[0]}. Read the run with that version, or "
+        "run the experiment anew in another --workdir.")
+  return config
 
 
 def open_run(workdir: epath.Path) -> Run:

@@ -38,7 +38,7 @@ from rlhf_jax.data import records
 __all__ = (
     "ConfigError", "INIT", "POLICIES", "READS", "REWARD_MODELS", "STAGES",
     "asks_people", "differing", "filled_up", "keys_of", "name_of", "read_by",
-    "stage_keys", "validate", "with_imported",
+    "stage_keys", "unknown_keys", "validate", "with_imported",
 )
 # A checkpoint is selected among those of these settings.
 _SELECTS = ("every_eval_steps", "eval_batch_size", "max_eval_batches")
@@ -71,6 +71,12 @@ def with_imported(
     if isinstance(tree.get(name), dict):
       config[name] = ml_collections.ConfigDict(tree[name])
   return config, news
+
+
+def unknown_keys(config: ml_collections.ConfigDict) -> list[str]:
+  """What keys a config lacks or has too many, one sub-tree a line: some, if
+  it was written by another version."""
+  return list(key_errors(config.to_dict()))
 
 
 def validate(
