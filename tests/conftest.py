@@ -7,11 +7,6 @@ import os
 # Threads of JAX's CPU client, read when it starts. By default there is one a
 # device, and collectives that wait for each other can block them all.
 os.environ.setdefault("NPROC", "64")
-# XLA's older way to emit code for CPUs takes a third of the time to compile;
-# what a test starts inherits it.
-_OLDER = "--xla_cpu_use_fusion_emitters=false"
-if _OLDER not in os.environ.get("XLA_FLAGS", ""):
-  os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_OLDER}"
 
 import jax
 import pytest
