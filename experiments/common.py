@@ -86,6 +86,20 @@ def model(size: str) -> ConfigDict:
   ))
 
 
+def imported_model(size: str) -> ConfigDict:
+  """A model whose sizes are those of the checkpoint in `config.init`; numerics
+  and precision are those of `size`."""
+  config = model(size)
+  for name in ("num_layers", "d_model", "num_heads", "vocab_size",
+               *ARCHITECTURE):
+    sort = type(config[name]) if config[name] is not None else int
+    del config[name]
+    config[name] = placeholder(sort)
+  del config.context_length
+  config.context_length = placeholder(int)  # or another than it was made for
+  return config
+
+
 def reward_model_size(size: str) -> str:
   """The paper uses a 6B reward model and critic for every policy."""
   return size if size == MINI else "6b"
@@ -105,8 +119,8 @@ def base(name: str, size: str, stages: tuple[str, ...]) -> ConfigDict:
       stages=stages,
       # stage -> folder of another run's stage to use in its place ("": none)
       inputs={stage: "" for stage in (*STAGES, *stages)},
-      # "hf:FOLDER" or "hf:NAME" on the hub: where a stage with init_from=""
-      # starts ("": with fresh weights)
+      # "hf:FOLDER", or "hf:NAME" of the hub: where a stage with
+      # init_from="init" starts (docs/interop.md)
       init=dict(policy="", reward_model=""),
       model=model(size),
       rm_model=model(reward_model_size(size)),  # reward model and critic
@@ -177,7 +191,9 @@ def data(size: str) -> dict:
       demonstrations="smallworld",
       prompts="smallworld",
       comparisons="collect",  # or a source as above
-      tokenizer="train",  # or tokenizer.json, or VOCAB.json,MERGES.txt
+      # "train", tokenizer.json, VOCAB.json,MERGES.txt, or "init": that of
+      # config.init.policy
+      tokenizer="train",
       prompt_suffix="\n",  # ends a prompt; part of its tokens
       response_prefix="",  # starts a response; part of its tokens
       max_prompt_tokens=26 if mini else 1024,  # longer prompts are dropped

@@ -9,10 +9,12 @@ import jax
 import ml_collections
 import tqdm
 
-from rlhf_jax import distributed, storage
+from rlhf_jax import distributed, metrics, storage
+from rlhf_jax.config import INIT
 from rlhf_jax.data import cleaning, prepare, sources, tokenizer
 from rlhf_jax.data.records import DataError
 from rlhf_jax.data.smallworld import Smallworld
+from rlhf_jax.hf import folder
 
 
 def make_world(config: ml_collections.ConfigDict) -> Smallworld | None:
@@ -67,9 +69,13 @@ def make_tokenizer(config, workdir: epath.Path, world) -> tokenizer.Tokenizer:
           config, world, "pretrain", config.data.pretrain, config.data.root)
       made = tokenizer.train(
           (record["text"] for record, _ in rows), config.model.vocab_size)
+    elif config.data.tokenizer == INIT:
+      made = tokenizer.load(str(folder.locate(config.init.policy)))
+      metrics.say(describe_imported(made, config.model.vocab_size))
     else:
       made = tokenizer.load(config.data.tokenizer)
     check_vocabulary(made, config)
+    check_reward_model(made, config)
     made.save(str(stored))
   distributed.barrier("tokenizer")
   made = tokenizer.load(str(stored))
@@ -77,13 +83,54 @@ def make_tokenizer(config, workdir: epath.Path, world) -> tokenizer.Tokenizer:
   return made
 
 
+def describe_imported(made: tokenizer.Tokenizer, vocab_size: int) -> str:
+  """How an imported tokenizer and its model come together."""
+  start = f", prompts start with {made.start}" if made.start else ""
+  spare = vocab_size - made.vocab_size
+  rows = f"; {spare:,} rows of the model have no token" if spare else ""
+  return (f"tokenizer of the policy: {made.vocab_size:,} tokens, texts end "
+          f"with {made.end}{start}; padding is an id of its own{rows}")
+
+
 def check_vocabulary(made: tokenizer.Tokenizer, config) -> None:
+  """Raises a DataError unless every token has a row, and every row a token;
+  an imported model may have rows to spare."""
+  if config.init.policy and made.vocab_size <= config.model.vocab_size:
+    return
+  if config.init.policy:
+    raise DataError(
+        f"the tokenizer ({config.data.tokenizer}) has {made.vocab_size} "
+        f"tokens, the embedding of {config.init.policy} only "
+        f"{config.model.vocab_size} rows: use the tokenizer that the model was "
+        f"trained with, as --config.data.tokenizer={INIT}, or take the last "
+        f"{made.vocab_size - config.model.vocab_size} out of its files")
   if made.vocab_size != config.model.vocab_size:
     raise DataError(
         f"the tokenizer ({config.data.tokenizer}) has {made.vocab_size} "
         f"entries, config.model.vocab_size is {config.model.vocab_size}: set "
         f"--config.model.vocab_size={made.vocab_size} and the same for "
         "rm_model")
+
+
+def check_reward_model(made: tokenizer.Tokenizer, config) -> None:
+  """Raises a DataError if an imported reward model reads other ids."""
+  spec = config.init.reward_model
+  if not spec or spec == config.init.policy:
+    return
+  path = folder.locate(spec)
+  if not any((path / name).exists() for name in tokenizer.FILES):
+    metrics.say(f"reward_model: {spec} has no tokenizer; it is taken to read "
+                "the ids of the run's")
+    return
+  theirs = tokenizer.load(str(path)).bpe.get_vocab(with_added_tokens=True)
+  ours = made.bpe.get_vocab(with_added_tokens=True)
+  other = [token for token, own in ours.items() if theirs.get(token) != own]
+  if other:
+    raise DataError(
+        f"the tokenizer of config.init.reward_model = {spec!r} gives "
+        f"{len(other)} tokens other ids than the run's, as {min(other)!r}: "
+        f"{theirs.get(min(other))}, not {ours[min(other)]}; use a reward model "
+        "of the policy's tokenizer")
 
 
 def prepare_for(run, kinds: tuple[str, ...], stage: str = "") -> None:

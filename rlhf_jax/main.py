@@ -25,6 +25,7 @@ from rlhf_jax import (
     handoff, host_memory, interruption, lock, metrics, pipeline, storage,
 )
 from rlhf_jax.data.records import DataError
+from rlhf_jax.hf.fields import FolderError
 
 _CONFIG = command.config_flag()
 _WORKDIR = flags.DEFINE_string(
@@ -55,7 +56,7 @@ _GRACE_SECONDS = flags.DEFINE_float(
 flags.FLAGS.append_flag_values(_START)
 # What a person can mend: one message, no traceback.
 _USER_ERRORS = (
-    config.ConfigError, DataError, pipeline.WorkdirError,
+    config.ConfigError, DataError, FolderError, pipeline.WorkdirError,
     checkpoint.CheckpointError, storage.StorageError, lock.LockError)
 
 

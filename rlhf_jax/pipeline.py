@@ -39,6 +39,7 @@ def run_all(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
   """Runs the stages of `config` that are not finished in `workdir`.
 
   Raises:
+    FolderError: config.init names no checkpoint that can be read.
     config.ConfigError: the config contradicts itself or the devices.
     WorkdirError: a stage was begun with other settings.
     DataError: bad data.
@@ -48,9 +49,12 @@ def run_all(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
   """
   storage.check(workdir, "--workdir", is_written=True)
   workdir = epath.Path(workdir)
+  config, news = config_lib.with_imported(config)
   config_lib.validate(
       config, jax.device_count(),
       slice_count=sharding.slice_count(jax.devices()))
+  if news:
+    metrics.say("\n".join(news))
   with storage_faults(config, workdir), alone(workdir):
     run_stages(config, workdir)
 
@@ -134,6 +138,35 @@ def config_of(workdir: epath.Path) -> ml_collections.ConfigDict:
     raise checkpoint.CheckpointError(
         f"{path} does not exist: --workdir must be the folder of a run.")
   return ml_collections.ConfigDict(json.loads(path.read_text()))
+
+
+def open_run(workdir: epath.Path) -> Run:
+  """The run of a workdir, to be read, on the devices of this process.
+
+  Raises:
+    CheckpointError: there is no run.
+  """
+  config = config_of(workdir)
+  config.mesh = dict(data=jax.device_count(), fsdp=1, tensor=1)
+  return make_run(config, workdir)
+
+
+def choose_step(run: Run, stage: str, step: int | None) -> int:
+  """The checkpoint asked for, or the one that a finished stage gave.
+
+  Raises:
+    CheckpointError: names the steps that are kept.
+  """
+  with checkpoint.Reader(run.stage_dir(stage) / "checkpoints") as saved:
+    steps = saved.steps
+  if step is None:
+    figures = checkpoint.read_done(run.stage_dir(stage))["figures"]
+    step = figures.get("selected_step", steps[-1] if steps else None)
+  if step not in steps:
+    raise checkpoint.CheckpointError(
+        f"--step={step}: the checkpoints kept of {stage!r} are those of the "
+        f"steps {', '.join(map(str, steps))}")
+  return step
 
 
 def make_run(config, workdir: epath.Path) -> Run:

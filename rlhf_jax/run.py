@@ -12,10 +12,11 @@ import ml_collections
 import numpy as np
 
 from rlhf_jax import checkpoint, metrics, sharding
-from rlhf_jax.config import name_of
+from rlhf_jax.config import INIT, name_of
 from rlhf_jax.data import batches, prepare
 from rlhf_jax.data.smallworld import Smallworld
 from rlhf_jax.data.tokenizer import Tokenizer
+from rlhf_jax.hf import importing
 from rlhf_jax.models.policy import Policy
 from rlhf_jax.models.scalar import Scalar
 from rlhf_jax.models.transformer import TransformerConfig
@@ -79,7 +80,8 @@ class Run:
 
   def prompt_tokens(self, prompt: str) -> list[int]:
     """A prompt as the models read it, its suffix included."""
-    return self.tokenizer.encode(prompt + self.config.data.prompt_suffix)
+    return [*self.tokenizer.start_ids, *self.tokenizer.encode(
+        prompt + self.config.data.prompt_suffix)]
 
   def prompt_text(self, tokens) -> str:
     """The inverse of `prompt_tokens`."""
@@ -143,7 +145,11 @@ class Run:
     return self.abstract(lambda: init_params(model, jax.random.key(0)))
 
   def load(self, stage: str, item: str, model, step: int | None = None) -> Any:
-    """Parameters that another stage left: of `step`, or of the one selected."""
+    """Parameters that another stage left: of `step`, or of the one selected;
+    of "init", the policy's of config.init."""
+    if stage == INIT:
+      return importing.policy_params(
+          self.config.init.policy, model.config, self.abstract_params(model))
     directory = self.stage_dir(stage)
     done = checkpoint.read_done(directory)
     if step is None and done:

@@ -35,18 +35,6 @@ _NUM = flags.DEFINE_integer(
 _SEED = flags.DEFINE_integer("seed", 0, "Of the sampling noise.")
 
 
-
-def open_run(workdir: epath.Path) -> Run:
-  """The run of a workdir, on the devices of this process.
-
-  Raises:
-    CheckpointError: there is no run.
-  """
-  config = pipeline.config_of(workdir)
-  config.mesh = dict(data=jax.device_count(), fsdp=1, tensor=1)
-  return pipeline.make_run(config, workdir)
-
-
 def choose_stage(run: Run, stage: str | None) -> str:
   """The stage asked for, or the last finished one with a policy.
 
@@ -66,16 +54,6 @@ def choose_stage(run: Run, stage: str | None) -> str:
         f"--stage={stage}: the finished policies in {run.workdir} are "
         f"{', '.join(finished)}")
   return stage or finished[-1]
-
-
-def check_step(run: Run, stage: str, step: int | None) -> None:
-  """Raises a CheckpointError that names the steps that are kept."""
-  with checkpoint.Reader(run.stage_dir(stage) / "checkpoints") as saved:
-    steps = saved.steps
-  if step is not None and step not in steps:
-    raise checkpoint.CheckpointError(
-        f"--step={step}: the checkpoints kept of {stage!r} are those of the "
-        f"steps {', '.join(map(str, steps))}")
 
 
 def encode(run: Run, prompt: str) -> list[int]:
@@ -120,14 +98,14 @@ def main(argv):
   compilation.enable_compilation_cache(_WORKDIR.value)
   try:
     storage.check(_WORKDIR.value, "--workdir", is_written=False)
-    run = open_run(epath.Path(_WORKDIR.value))
+    run = pipeline.open_run(epath.Path(_WORKDIR.value))
     stage = choose_stage(run, _STAGE.value)
-    check_step(run, stage, _STEP.value)
+    step = pipeline.choose_step(run, stage, _STEP.value)
   except (checkpoint.CheckpointError, storage.StorageError) as error:
     sys.exit(f"error: {error}")
   with sharding.use(run.mesh, run.axis_rules):
     respond = make_respond(
-        run, stage, _TEMPERATURE.value, _NUM.value, _STEP.value)
+        run, stage, _TEMPERATURE.value, _NUM.value, step)
     for number, prompt in enumerate(prompts(stage)):
       key = jax.random.fold_in(jax.random.key(_SEED.value), number)
       try:

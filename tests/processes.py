@@ -1,6 +1,6 @@
 """Real processes of the program, on virtual CPU devices.
 
-  python -m tests.processes FLAGS...
+  python -c "from tests import processes; processes.main()" FLAGS...
 
 is rlhf_jax.main, but with what the environment variable FAULT asks for, as
 pretrain/2/1/SIGKILL: when process 1 writes step 2 of `pretrain`, it gets that
@@ -10,14 +10,17 @@ signal (SIGINT+SIGINT: one after the other), or raises an error (raise).
 import dataclasses
 import os
 import pathlib
+import runpy
 import signal
 import socket
 import subprocess
 import sys
 import time
 
-from tests import shared
+from tests import forked, shared
 
+Process = subprocess.Popen | forked.Process
+_PROGRAM = "from tests import processes; processes.main()"
 ROOT = pathlib.Path(__file__).parent.parent
 LIMIT = 400  # seconds of the longest run, where the machine is busy
 BETWEEN_SIGNALS = 0.05  # seconds: those of a kind that come at once are one
@@ -79,35 +82,38 @@ def environment(num_devices: int, fault: str = "") -> dict[str, str]:
       "PYTHONPATH": str(ROOT), "FAULT": fault}
 
 
-def start(*args: str, num_devices: int, fault: str = "") -> subprocess.Popen:
+def start(*args: str, num_devices: int, fault: str = "",
+          imports: bool = False) -> Process:
+  """Starts one process, forked after its imports unless they matter."""
+  env = environment(num_devices, fault)
+  if not imports:
+    return forked.Process(_PROGRAM, *args, env=env)
   return subprocess.Popen(
-      [sys.executable, "-m", "tests.processes", *args], cwd=ROOT,
-      env=environment(num_devices, fault), stdout=subprocess.PIPE,
-      stderr=subprocess.STDOUT, text=True, errors="replace")
+      [sys.executable, "-c", _PROGRAM, *args], cwd=ROOT, env=env,
+      stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+      errors="replace")
 
 
-def run(num_processes: int, *args: str, fault: str = "", num_devices: int = 8
-        ) -> list[Ended]:
-  """Runs the program in so many processes that share `num_devices`."""
-  return wait(start_all(
-      num_processes, *args, fault=fault, num_devices=num_devices))
+def run(num_processes: int, *args: str, **options) -> list[Ended]:
+  """Runs the program in so many processes that share some devices."""
+  return wait(start_all(num_processes, *args, **options))
 
 
-def start_all(num_processes: int, *args: str, fault: str = "",
-              num_devices: int = 8) -> list[subprocess.Popen]:
+def start_all(num_processes: int, *args: str, num_devices: int = 8,
+              **options) -> list[Process]:
   """Starts what `run` runs."""
   own = num_devices // num_processes
   if num_processes == 1:
-    return [start(*args, num_devices=own, fault=fault)]
+    return [start(*args, num_devices=own, **options)]
   port = free_port()
   return [
       start(f"--coordinator=localhost:{port}",
             f"--num_processes={num_processes}", f"--process_id={i}", *args,
-            num_devices=own, fault=fault)
+            num_devices=own, **options)
       for i in range(num_processes)]
 
 
-def wait(processes: list[subprocess.Popen]) -> list[Ended]:
+def wait(processes: list[Process]) -> list[Ended]:
   """Ends them all should they take too long."""
   until, at = time.monotonic() + LIMIT, {}
   while len(at) < len(processes) and time.monotonic() < until:
@@ -148,9 +154,8 @@ def fail(how: str) -> None:
     time.sleep(BETWEEN_SIGNALS)
 
 
-if __name__ == "__main__":
+def main() -> None:
   if os.environ["FAULT"]:
     arm(os.environ["FAULT"])
   sys.argv[0] = "rlhf_jax.main"
-  import runpy
   runpy.run_module("rlhf_jax.main", run_name="__main__", alter_sys=True)

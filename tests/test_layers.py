@@ -14,13 +14,13 @@ LAYERS = (
     "exits host_memory faults patience storage lock boards compilation watch "
     "rendezvous tree masked sharding",
     "fingerprints interruption item_files",
-    "distributed losses advantages models data config",
+    "distributed losses advantages models data config hf",
     "optimizer train_state checkpoint metrics",
     "guards rollout",
     "ppo_step run datasets streams sampler scoring loop",
     "labelers handoff collect screening evals trainers",
-    "summaries pipeline",
-    "main sample compare screen plan replay command",
+    "summaries pipeline recipe model_card",
+    "main sample compare screen plan replay export command",
 )
 
 

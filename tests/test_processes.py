@@ -4,7 +4,6 @@ import json
 import re
 import signal
 import socket
-import subprocess
 import sys
 from unittest import mock
 
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax import exits, main
-from tests import processes
+from tests import forked, processes
 from tests.reliability import undisturbed
 
 # XLA adds up gradients in another order when devices are in other processes:
@@ -190,10 +189,8 @@ def mini(*bodies):
 def start_mini(*bodies):
   port = processes.free_port()
   return [
-      subprocess.Popen(
-          [sys.executable, "-c", MINI, f"localhost:{port}", str(len(bodies)),
-           str(i), body], cwd=processes.ROOT, env=processes.environment(1),
-          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+      forked.Process(MINI, f"localhost:{port}", str(len(bodies)), str(i), body,
+                     env=processes.environment(1))
       for i, body in enumerate(bodies)]
 
 

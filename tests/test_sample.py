@@ -9,7 +9,7 @@ from absl.testing import flagsaver
 from etils import epath
 import pytest
 
-from rlhf_jax import checkpoint, sample
+from rlhf_jax import checkpoint, pipeline, sample
 from tests import tiny_run
 
 PROMPT = "Where is Anna?"
@@ -126,7 +126,7 @@ def test_no_finished_stage(base, tmp_path):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_bytes((base.workdir / name).read_bytes())
   with pytest.raises(checkpoint.CheckpointError, match="no stage with a polic"):
-    sample.choose_stage(sample.open_run(epath.Path(tmp_path)), None)
+    sample.choose_stage(pipeline.open_run(epath.Path(tmp_path)), None)
 
 
 def test_unexpected_arguments():

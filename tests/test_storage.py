@@ -11,7 +11,7 @@ from etils import epath
 import pytest
 
 from rlhf_jax import checkpoint, compare, config as config_lib, metrics
-from rlhf_jax import pipeline, sample, storage
+from rlhf_jax import pipeline, storage
 from rlhf_jax.data import sources
 from tests import bucket, tiny_run
 
@@ -220,7 +220,7 @@ class CheckTest(BucketTest):
       compare.main(["compare", "gs://none/run"])
     with self.assertRaisesRegex(
         checkpoint.CheckpointError, "config.json does not exist: --workdir"):
-      sample.open_run(self.path)
+      pipeline.open_run(self.path)
 
 
 if __name__ == "__main__":

@@ -92,14 +92,17 @@ def tiny_config(**overrides) -> ml_collections.ConfigDict:
 
 
 def shrink(config: ml_collections.ConfigDict) -> None:
-  """Sizes and steps with which the stages of an experiment take seconds."""
+  """Sizes and steps with which the stages of an experiment take seconds;
+  models that are imported keep their own."""
   for model in (config.model, config.rm_model):
-    model.update(num_layers=2, d_model=32, num_heads=2, context_length=64,
-                 vocab_size=511, vocab_multiple=64, scan_unroll=1)
+    if model.d_model is not None:
+      model.update(num_layers=2, d_model=32, num_heads=2, vocab_size=511)
+    model.update(context_length=64, vocab_multiple=64, scan_unroll=1)
   config.data.update(max_prompt_tokens=28, max_response_tokens=36)
   config.smallworld.update(
       num_documents=200, num_demonstrations=240, num_prompts=240)
-  for stage in (config.pretrain, config.sft, config.rl_init):
+  for stage in (config[name] for name in ("pretrain", "sft", "rl_init")
+                if name in config):
     stage.update(num_steps=16, num_epochs=0, every_log_steps=4,
                  every_eval_steps=8, every_save_steps=8, max_eval_batches=1,
                  eval_batch_size=16)

@@ -1,5 +1,6 @@
 """Every rule that binds several keys of an experiment, checked beforehand.
 
+`with_imported` first takes sizes from the checkpoints that `init` names.
 `validate` needs no device and writes nothing; it raises one `ConfigError` that
 lists all violations, each with its numbers, its keys and a way out: of what
 keys there are, or of what they hold, or else of ranges and rules together.
@@ -9,6 +10,7 @@ keys there are, or of what they hold, or else of ranges and rules together.
   names.py   what stages there are, what each reads, and whom
   keys.py    every key and its range
   types.py   what each key holds
+  imported.py  what checkpoints are named, and the sizes that they decide
   rules.py   rules of stages, models and data
   meshes.py  what must divide over the devices
 """
@@ -18,13 +20,14 @@ from typing import Any
 
 import ml_collections
 
+from rlhf_jax.config import imported
 from rlhf_jax.config.keys import (
     key_errors, keys_of, range_errors, stage_list_errors,
 )
 from rlhf_jax.config.meshes import filled_up, mesh_errors
 from rlhf_jax.config.names import (
-    POLICIES, READS, REWARD_MODELS, STAGES, Tree, active, asks_people,
-    is_reward_labeler, kind_of, name_of, readings, sources_of,
+    INIT, POLICIES, READS, REWARD_MODELS, STAGES, Tree, active, asks_people,
+    init_readings, is_reward_labeler, kind_of, name_of, readings, sources_of,
 )
 from rlhf_jax.config.rules import (
     data_errors, file_errors, model_errors, reading_errors, stage_errors,
@@ -33,9 +36,9 @@ from rlhf_jax.config.types import stages_errors, top_errors, type_errors
 from rlhf_jax.data import records
 
 __all__ = (
-    "ConfigError", "POLICIES", "READS", "REWARD_MODELS", "STAGES",
+    "ConfigError", "INIT", "POLICIES", "READS", "REWARD_MODELS", "STAGES",
     "asks_people", "differing", "filled_up", "keys_of", "name_of", "read_by",
-    "stage_keys", "validate",
+    "stage_keys", "validate", "with_imported",
 )
 # A checkpoint is selected among those of these settings.
 _SELECTS = ("every_eval_steps", "eval_batch_size", "max_eval_batches")
@@ -49,6 +52,24 @@ _NOT_A_RESULT = frozenset(
 
 class ConfigError(ValueError):
   """The experiment contradicts itself, its devices or its inputs."""
+
+
+def with_imported(
+    config: ml_collections.ConfigDict,
+) -> tuple[ml_collections.ConfigDict, list[str]]:
+  """(a copy of the experiment with the sizes of what it imports, what a person
+  should know of them).
+
+  Raises:
+    FolderError: a checkpoint cannot be read, or is another model than asked.
+  """
+  tree = config.to_dict()
+  news = imported.fill_in(tree)
+  config = config.copy_and_resolve_references()
+  for name in imported.MODELS.values():
+    if isinstance(tree.get(name), dict):
+      config[name] = ml_collections.ConfigDict(tree[name])
+  return config, news
 
 
 def validate(
@@ -79,6 +100,7 @@ def validate(
   _raise((
       *range_errors(tree),
       *reading_errors(tree, check_inputs),
+      *imported.init_errors(tree),
       *model_errors(tree),
       *data_errors(tree),
       *(e for stage in active(tree) for e in stage_errors(tree, stage)),
@@ -108,6 +130,8 @@ def stage_keys(config: ml_collections.ConfigDict, stage: str) -> Tree:
   data = {key: value for key, value in tree["data"].items()
           if key not in records.KINDS or key in used}
   keys = _plain({**{name: tree[name] for name in names}, "data": data})
+  if used_init := set(init_readings(tree, stage).values()):
+    keys["init"] = {name: tree["init"][name] for name in sorted(used_init)}
   if kind_of(stage) in ("collect", "select", "ppo", "evaluate"):
     keys["decode"] = {"dtype": tree["decode"]["dtype"]}
   if kind_of(stage) == "lm" and tree[stage]["select"] != "last":

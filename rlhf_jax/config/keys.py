@@ -11,8 +11,8 @@ from rlhf_jax.models.transformer import (
     ACTIVATIONS, ATTENTION_PATTERNS, NORM_ORDERS, REMAT_POLICIES,
 )
 
-_TOP = ("name seed stages inputs init model rm_model mesh axis_rules decode data "
-        "smallworld labelers guards").split()
+_TOP = ("name seed stages inputs init model rm_model mesh axis_rules decode "
+        "data smallworld labelers guards").split()
 _CLAIMS = {
     "anything": lambda x: True,  # of a key that other rules look after
     ">= 0": lambda x: x >= 0,

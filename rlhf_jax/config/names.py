@@ -23,6 +23,10 @@ READS = {  # the sources of each; those of "collect" when a stage needs them
 # leave a `config.model`
 POLICIES = ("pretrain", "sft", "sft_select", "rl_init", "ppo")
 REWARD_MODELS = ("rm", "judge")  # leave a `config.rm_model`
+# In a stage's place: what config.init names, the reward model in a reward
+# model's init_from, the policy everywhere else; as data.tokenizer, that of the
+# policy.
+INIT = "init"
 LABELERS = "labelers"  # as evaluate.judge: no model
 SMALLWORLD, EXPORT, RANKED = "smallworld", "export", "jsonl:"  # collect.labeler
 MAX_RESPONSES = 16
@@ -84,6 +88,13 @@ def readings(tree: Tree, stage: str) -> Iterator[tuple[str, str, tuple]]:
     yield name("reference"), settings["reference"], POLICIES
     if settings["judge"] != LABELERS:
       yield name("judge"), settings["judge"], REWARD_MODELS
+
+
+def init_readings(tree: Tree, stage: str) -> dict[str, str]:
+  """Key of `stage` that names INIT -> which of config.init it means."""
+  kind = "reward_model" if kind_of(stage) == "rm" else "policy"
+  return {key: kind for key, source, _ in readings(tree, stage)
+          if source == INIT}
 
 
 def lm_streams(settings: Tree) -> dict[str, str]:

@@ -8,14 +8,28 @@ import os
 from etils import epath
 
 from rlhf_jax import storage
+from rlhf_jax.config import imported
 from rlhf_jax.config.keys import is_fold
 from rlhf_jax.config.names import (
-    LABELERS, MAX_RESPONSES, POLICIES, RANKED, SMALLWORLD, Tree, active,
+    INIT, LABELERS, MAX_RESPONSES, POLICIES, RANKED, SMALLWORLD, Tree, active,
     is_reward_labeler, kind_of, lm_streams, name_of, nearest, pair_length,
     readings, sources_of,
 )
 from rlhf_jax.data import records
 from rlhf_jax.data import sources
+
+
+# What a policy and a scalar model with its body have alike.
+_BODY = ("num_layers d_model num_heads context_length vocab_multiple mlp_size "
+         "activation norm_order norm_epsilon final_norm embedding_size "
+         "position_offset scale_by_layer").split()
+
+
+def _effective(model: Tree, key: str):
+  """A setting, or what its None stands for."""
+  defaults = {"mlp_size": 4 * model["d_model"],
+              "embedding_size": model["d_model"]}
+  return defaults.get(key) if model[key] is None else model[key]
 
 
 def reading_errors(tree: Tree, check_inputs: bool) -> Iterator[str]:
@@ -25,7 +39,9 @@ def reading_errors(tree: Tree, check_inputs: bool) -> Iterator[str]:
     number = stages.index(stage)
     for key, source, fitting in readings(tree, stage):
       name = name_of(source)
-      if kind_of(source) and name not in fitting:
+      if source == INIT:
+        yield from imported.name_errors(tree, stage, key, fitting)
+      elif kind_of(source) and name not in fitting:
         yield (f"{key} = {source!r}, which is none of the {fitting} that fit; "
                "name one of them.")
       elif source in inputs or source in stages[:number]:
@@ -131,7 +147,7 @@ def file_errors(tree: Tree) -> Iterator[str]:
   named = [(kind, data["root"], pattern) for kind in sorted(used)
            if data[kind].startswith("jsonl:")
            for pattern, _ in sources.weighted_paths(data[kind])]
-  if data["tokenizer"] != "train":
+  if data["tokenizer"] not in ("train", INIT):
     named += [("tokenizer", "", p) for p in data["tokenizer"].split(",")]
   missing = []
   for key, root, pattern in named:
@@ -261,9 +277,8 @@ def _rm_errors(tree: Tree, stage: str) -> Iterator[str]:
            f"num_row_parts = {parts}; use e.g. {math.gcd(rows, parts)}.")
   if name_of(settings["init_from"]) in POLICIES:
     old, new = tree["model"], tree["rm_model"]
-    for key in ("num_layers", "d_model", "num_heads", "context_length",
-                "vocab_multiple"):
-      if old[key] != new[key]:
+    for key in _BODY:
+      if _effective(old, key) != _effective(new, key):
         yield (
             f"config.{stage}.init_from = {settings['init_from']!r} has "
             f"config.model.{key} = {old[key]}, but config.rm_model.{key} = "

@@ -53,8 +53,8 @@ _SORTS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "a whole number from 0 to 2**32 - 1": (_is_seed, "seed"),
     "a finite number": (
         is_real,
-        "init_stddev norm_epsilon validation_fraction test_fraction bias_sd noise_sd "
-        "heldout_noise_sd tie_margin pretrain_weight dropout_rate "
+        "init_stddev norm_epsilon validation_fraction test_fraction bias_sd "
+        "noise_sd heldout_noise_sd tie_margin pretrain_weight dropout_rate "
         "learning_rate eps clip_norm b1 b2 weight_decay final_fraction "
         "start_fraction temperature clip_eps value_clip_eps kl_horizon kl_coef "
         "ptx_coef missing_eos_penalty kl_target gae_lambda discount ema_decay "
@@ -75,8 +75,8 @@ _SORTS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "a tuple of (logical axis, mesh axis, axes or None)": (
         _is_axis_rules, "axis_rules"),
     _TABLE: (
-        _is_table, "inputs init model rm_model mesh decode data smallworld labelers "
-        "guards actions limits method optimizer critic_optimizer"),
+        _is_table, "inputs init model rm_model mesh decode data smallworld "
+        "labelers guards actions limits method optimizer critic_optimizer"),
     "anything": (
         _is_anything, "collect.policies fold dtype remat attention_pattern "
         "select reward_unit denominator batching keep_best activation "

@@ -85,7 +85,7 @@ def clean(
   Args:
     kind: one of `records.KINDS`.
     rows: checked records with their origins.
-    tokenizer: has `encode_batch` and `eos_id`.
+    tokenizer: has `encode_batch`, `start_ids` and `eos_id`.
     settings: the limits.
 
   Returns:
@@ -121,6 +121,8 @@ def _tokenised(kind, rows, tokenizer, settings) -> Iterator[tuple]:
     ids = iter(tokenizer.encode_batch(texts))
     for record, origin, own in chunk:
       tokens = [list(next(ids)) for _ in own]
+      if kind != "pretrain":
+        tokens[0] = [*tokenizer.start_ids, *tokens[0]]
       for sequence in tokens[0 if kind == "pretrain" else 1 :]:
         sequence.append(tokenizer.eos_id)
       yield record, origin, [np.asarray(t, np.int32) for t in tokens]

@@ -1,10 +1,12 @@
 """Byte-level byte-pair encoding, GPT-2's or one trained here.
 
-The end of a text is `<|endoftext|>`, which models learn to write. Padding is
-another id, one past the vocabulary, so that it can be neither sampled nor
-confused with the end (SPEC: pad != EOS). Text from people never yields
-special ids: "<|endoftext|>" inside a prompt is encoded as the characters it is.
-A file from somebody else that would have it otherwise is refused.
+The end of a text is `<|endoftext|>`, or what the file of an imported model has
+in its place, which models learn to write. Padding is another id, one past the
+vocabulary, so that it can be neither sampled nor confused with the end (SPEC:
+pad != EOS). Some models read a start before every prompt. Text from people
+never yields special ids: "<|endoftext|>" inside a prompt is encoded as the
+characters it is. A file from somebody else that would have it otherwise is
+refused.
 """
 
 import contextlib
@@ -24,10 +26,13 @@ from tokenizers import trainers
 
 from rlhf_jax import storage
 from rlhf_jax.data import fields
+from rlhf_jax.data import special_tokens
 from rlhf_jax.data.records import DataError
 
 END = "<|endoftext|>"
 _FILE = "tokenizer.json"
+_PAIR = ("vocab.json", "merges.txt")
+FILES = (_FILE, _PAIR[0])  # one of them makes a folder a tokenizer's
 _MAX_FILE_BYTES = 256 * 2**20  # A vocabulary of a million has a tenth of it.
 # What a tokenizer is tried on when loaded: every byte, more than one of a
 # character, nothing, blanks, a long word, and the end as people may write it.
@@ -44,16 +49,21 @@ class Tokenizer:
 
   Attributes:
     bpe: the `tokenizers` object behind it.
+    end: the token that ends a text.
+    start: the token before every prompt, "" for none.
   """
 
   bpe: tokenizers.Tokenizer
+  end: str = END
+  start: str = ""
 
   def __post_init__(self):
-    if self.bpe.token_to_id(END) is None:
-      raise DataError(
-          f"the vocabulary of {self.bpe.get_vocab_size()} tokens has no {END};"
-          " add it, models need an end to learn"
-      )
+    for token in (self.end, self.start):
+      if token and self.bpe.token_to_id(token) is None:
+        raise DataError(
+            f"the vocabulary of {self.bpe.get_vocab_size()} tokens has no"
+            f" {token}; add it, models need an end to learn"
+        )
     # Not part of the saved file: set again on every load.
     self.bpe.encode_special_tokens = True
 
@@ -77,7 +87,7 @@ class Tokenizer:
   def _without_end(self, ids: list[int], text: str) -> list[int]:
     if self.eos_id in ids:
       raise DataError(
-          f"the text {text[:60]!r} would become the end token {END};"
+          f"the text {text[:60]!r} would become the end token {self.end};"
           " mark it as special among 'added_tokens', and let neither 'merges'"
           " nor 'unk_token' make it"
       )
@@ -97,7 +107,12 @@ class Tokenizer:
 
   @functools.cached_property
   def eos_id(self) -> int:
-    return self.bpe.token_to_id(END)
+    return self.bpe.token_to_id(self.end)
+
+  @functools.cached_property
+  def start_ids(self) -> list[int]:
+    """What stands before every prompt: one id, or none."""
+    return [self.bpe.token_to_id(self.start)] if self.start else []
 
   @property
   def pad_id(self) -> int:
@@ -105,11 +120,21 @@ class Tokenizer:
 
   @functools.cached_property
   def digest(self) -> str:
-    """sha256 of what `save` writes."""
-    return hashlib.sha256(self.bpe.to_str().encode("utf-8")).hexdigest()
+    """sha256 of what decides over ids."""
+    names = "" if (self.end, self.start) == (END, "") else (
+        json.dumps([self.end, self.start]))
+    return hashlib.sha256(
+        (self.bpe.to_str() + names).encode("utf-8")).hexdigest()
 
   def save(self, path: str) -> None:
-    """Writes `tokenizer.json` at `path`, a file name."""
+    """Writes `tokenizer.json` at `path`, a file name, and beside it which of
+    its tokens are the end and the start."""
+    names = {"eos_token": self.end}
+    if self.start:
+      names |= {"bos_token": self.start, "add_bos_token": True}
+    storage.write_text(
+        epath.Path(path).parent / special_tokens.FILE,
+        json.dumps(names, indent=2))
     storage.write_text(path, self.bpe.to_str())
 
 
@@ -140,8 +165,10 @@ def load(spec: str) -> Tokenizer:
   """Reads a tokenizer.
 
   Args:
-    spec: a `tokenizer.json`, a folder that holds one, or the two GPT-2 files
-      as "VOCAB.json,MERGES.txt".
+    spec: a `tokenizer.json`, a folder that holds one or `vocab.json` with
+      `merges.txt`, or these two as "VOCAB.json,MERGES.txt". The end and the
+      start are what tokenizer_config.json or special_tokens_map.json beside
+      them say, or in a model's folder its eos_token_id; else `END` and none.
 
   Raises:
     DataError: a file is missing, is not a tokenizer, has no end token, or
@@ -149,7 +176,7 @@ def load(spec: str) -> Tokenizer:
   """
   try:
     with _rust_errors("cannot be read"):
-      tokenizer = Tokenizer(_read(spec))
+      tokenizer = _read(spec)
     _check(tokenizer)
     return tokenizer
   except DataError as error:
@@ -159,25 +186,59 @@ def load(spec: str) -> Tokenizer:
     ) from None
 
 
-def _read(spec: str) -> tokenizers.Tokenizer:
+def _read(spec: str) -> Tokenizer:
   if "," in spec:
     vocab, merges = (part.strip() for part in spec.split(",", 1))
-    return _read_pair(vocab, merges)
+    names = special_tokens.names(epath.Path(vocab).parent)
+    return _named(_read_pair(vocab, merges, names), names, None)
   path = epath.Path(spec)
-  path = path / _FILE if path.is_dir() else path
-  _require(path)
-  return tokenizers.Tokenizer.from_str(path.read_text())
+  folder = path if path.is_dir() else path.parent
+  names = special_tokens.names(folder)
+  end_id = special_tokens.end_id(folder) if path.is_dir() else None
+  if path.is_dir() and not (path / _FILE).exists() and (
+      path / _PAIR[0]).exists():
+    bpe = _read_pair(*(path / name for name in _PAIR), names)
+  else:
+    path = path / _FILE if path.is_dir() else path
+    _require(path)
+    bpe = tokenizers.Tokenizer.from_str(path.read_text())
+  return _named(bpe, names, end_id)
 
 
-def _read_pair(vocab: str, merges: str) -> tokenizers.Tokenizer:
+def _named(bpe, names: dict[str, str], end_id: int | None) -> Tokenizer:
+  """With its end and its start."""
+  end = names.get("eos_token")
+  if end is None and end_id is not None:
+    end = bpe.id_to_token(end_id)
+    if end is None:
+      raise DataError(
+          f"the model's eos_token_id is {end_id}, which its"
+          f" {bpe.get_vocab_size()} tokens do not have")
+  return Tokenizer(bpe, end or END, names.get("start") or _template_start(bpe))
+
+
+def _template_start(bpe: tokenizers.Tokenizer) -> str:
+  """The token that the file's own template puts before a text, if one."""
+  with _rust_errors("cannot encode 'a'"):
+    plain, whole = (bpe.encode("a", add_special_tokens=is_whole).ids
+                    for is_whole in (False, True))
+  if plain and len(whole) > len(plain) and whole[1:1 + len(plain)] == plain:
+    return bpe.id_to_token(whole[0])
+  return ""
+
+
+def _read_pair(
+    vocab: epath.PathLike, merges: epath.PathLike, names: dict[str, str]
+) -> tokenizers.Tokenizer:
   _require(vocab)
   _require(merges)
   vocab, merges = (os.fspath(storage.local_copy(p)) for p in (vocab, merges))
   with open(vocab, encoding="utf-8") as f:
-    has_end = END in json.load(f)
+    known = json.load(f)
   bpe = _byte_level(models.BPE.from_file(vocab, merges))
-  if has_end:  # Marks the id it already has; would else add a new one.
-    bpe.add_special_tokens([END])
+  # Marks ids that they already have; would else add new ones.
+  special = dict.fromkeys((END, *names.values()))
+  bpe.add_special_tokens([token for token in special if token in known])
   return bpe
 
 
@@ -227,7 +288,7 @@ def _check(tokenizer: Tokenizer) -> None:
         f"its {len(ids)} tokens have ids up to {ids[-1]}, and {wrong}; number"
         " them from 0 on, each once"
     )
-  for text in _PROBES:
+  for text in (*_PROBES, tokenizer.end, f"a{tokenizer.start}b"):
     first = tokenizer.decode(tokenizer.encode(text))
     again = tokenizer.decode(tokenizer.encode(first))
     if again != first:

@@ -112,14 +112,14 @@ class Folder:
         isinstance(file, str) and "/" not in file for file in found.values()):
       raise FolderError(f"{index}: weight_map must name a file here for each "
                         "tensor")
-    missing = sorted(file for file in set(found.values())
-                     if not (self.path / file).exists())
+    files = sorted(set(found.values()))
+    missing = [file for file in files if not (self.path / file).exists()]
     if missing:
+      more = ", ..." * (len(missing) > 4)
       raise FolderError(
-          f"{index} lists {', '.join(missing[:4])}"
-          f"{', ...' if len(missing) > 4 else ''}, of {len(set(found.values()))}"
-          f" files, which {self.path} lacks; fetch them again")
-    for file in sorted(set(found.values())):
+          f"{index} lists {', '.join(missing[:4])}{more}, of {len(files)} "
+          f"files, which {self.path} lacks; fetch them again")
+    for file in files:
       self._open(file)
     for name, file in found.items():
       if name not in self._files[file].keys():

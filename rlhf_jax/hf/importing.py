@@ -1,11 +1,12 @@
 """Somebody's weights, straight into the shards of our parameters.
 
-Every device's part is read from the file by itself and given to it before the
-next, block by block into stacks that lie on the devices already. The host
-holds one part at a time: never a whole model, and no tensor that is cut.
+The parts of a process's devices are read from the file, block by block, into
+stacks that lie on the devices already. The host holds one tensor's at a time:
+never a whole model, and of a tensor that is cut over hosts only its own part.
 """
 
 from collections.abc import Callable, Iterable
+import functools
 import math
 from types import ModuleType
 from typing import Any
@@ -170,15 +171,17 @@ def _into_shards(folder, c, abstract, places: Iterable[families.Place]) -> Any:
 
 
 def _array(folder, c, place, shape, sharding) -> jax.Array:
-  """An array whose devices each read their own part."""
+  """An array whose devices each get their own part; one that several have is
+  read once."""
+  read = lambda name, parts: folder.read(place.name + name, parts)
 
-  def part(index):
-    index = tuple(slice(*own.indices(size)[:2])
-                  for own, size in zip(index, shape))
-    read = lambda name, parts: folder.read(place.name + name, parts)
+  @functools.cache
+  def part(*bounds):
+    index = tuple(slice(*own) for own in bounds)
     return np.ascontiguousarray(place.layout.read(read, c, index))
 
-  return jax.make_array_from_callback(shape, sharding, part)
+  return jax.make_array_from_callback(shape, sharding, lambda index: part(
+      *(own.indices(size)[:2] for own, size in zip(index, shape))))
 
 
 def _of_block(leaf) -> NamedSharding:

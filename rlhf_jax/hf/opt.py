@@ -91,7 +91,8 @@ def block_layouts() -> layouts.Layouts:
           tuple(f"{part}.bias" for part in parts), has_rows=False),
       "attention/out_kernel": layouts.Merge(
           "self_attn.out_proj.weight", is_transposed=True),
-      "attention/out_bias": layouts.vector("self_attn.out_proj.bias", "d_model"),
+      "attention/out_bias": layouts.vector(
+          "self_attn.out_proj.bias", "d_model"),
       **layouts.norm("mlp_norm", "final_layer_norm"),
       "mlp/up_kernel": layouts.matrix(
           "fc1.weight", "d_model", "d_mlp", is_transposed=True),

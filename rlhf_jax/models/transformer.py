@@ -3,9 +3,10 @@
 Brown et al. 2020, section 2.1 (the GPT-2 architecture with modified
 initialisation and, as an option, alternating dense and locally banded
 attention). Where GPT-2's relatives and OPT (Zhang et al. 2022) differ, a
-setting says so; their weights come in through `rlhf_jax/hf`. Parameters of all blocks are stacked on a leading axis and scanned
-over; decoding unrolls the same blocks (`rlhf_jax/rollout.py`), because a
-scanned stack would be copied for every token.
+setting says so; their weights come in through `rlhf_jax/hf`. Parameters of all
+blocks are stacked on a leading axis and scanned over; decoding unrolls the same
+blocks (`rlhf_jax/rollout.py`), because a scanned stack would be copied for
+every token.
 """
 
 import dataclasses

@@ -23,6 +23,7 @@ import jax
 
 from rlhf_jax import command, config as config_lib, distributed
 from rlhf_jax.config.names import kind_of
+from rlhf_jax.hf import fields
 from rlhf_jax.plan import chips, planning, report, search
 
 _CONFIG = command.config_flag()
@@ -54,7 +55,8 @@ def main(argv):
     if not _TOPOLOGY.value:
       raise chips.PlanError("--topology= names none; write e.g. v5p:4x4x4")
     plans = [plan_one(name) for name in _TOPOLOGY.value]
-  except (chips.PlanError, config_lib.ConfigError) as error:
+  except (chips.PlanError, config_lib.ConfigError,
+          fields.FolderError) as error:
     distributed.refuse(str(error))
   if _JSON.value:
     found = [report.as_object(plan) for plan in plans]
@@ -68,7 +70,8 @@ def main(argv):
 
 def plan_one(name: str) -> planning.Plan:
   topology = chips.parse_topology(name, _NUM_SLICES.value)
-  config = grown(_CONFIG.value, topology.num_devices, _GROW_FROM.value)
+  config, _ = config_lib.with_imported(_CONFIG.value)
+  config = grown(config, topology.num_devices, _GROW_FROM.value)
   make = functools.partial(planning.make_plan, report=say_compiled)
   plan = make(config, topology, only=_ONLY.value)
   if plan.fits:

@@ -21,7 +21,9 @@ from rlhf_jax import (
     checkpoint, loop, losses, metrics, optimizer, scoring, sharding, streams,
     train_state,
 )
+from rlhf_jax.config import INIT
 from rlhf_jax.evals import ranking, reward_model
+from rlhf_jax.hf import importing
 from rlhf_jax.models import scalar
 from rlhf_jax.models.scalar import Scalar
 from rlhf_jax.run import Run, init_params
@@ -146,7 +148,14 @@ def make_training(
                    num_row_parts=settings.num_row_parts), abstract)
 
   def first_state():
-    """Another stage's body and a fresh head, or all fresh."""
+    """Another stage's body and a fresh head, what is imported, or all
+    fresh."""
+    if settings.init_from == INIT:
+      params = importing.scalar_params(
+          run.config.init.reward_model, model.config,
+          run.abstract_params(model),
+          lambda: run.init(lambda key: init_params(model, key)["head"], key)[0])
+      return run.init(lambda params: train_state.create(params, tx), params)[0]
     if settings.init_from:
       return run.init(with_body, key, run.load(
           settings.init_from, "params", run.rm_policy()))[0]

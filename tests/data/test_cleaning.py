@@ -29,6 +29,7 @@ class Bytes:
   """A tokenizer whose tokens are bytes."""
 
   eos_id = 256
+  start_ids = []
 
   def encode_batch(self, texts):
     return [list(text.encode("utf-8")) for text in texts]
@@ -396,3 +397,14 @@ def test_what_tokenises_to_nothing_is_dropped():
   rows = [({"prompt": "p", "response": "r"}, "f:1")]
   by_split, report = cleaning.clean("demonstrations", rows, Deaf(), SETTINGS)
   assert not _all(by_split) and _dropped(report) == {"empty": 1}
+
+
+def test_a_start_stands_before_prompts_only():
+  class Starting(Bytes):
+    start_ids = [257]
+
+  rows = [({"prompt": "p", "response": "r"}, "f:1")]
+  by_split, _ = cleaning.clean("demonstrations", rows, Starting(), SETTINGS)
+  (row,) = _all(by_split)
+  prompt, response = row.tokens
+  assert list(prompt) == [257, ord("p")] and list(response) == [ord("r"), 256]

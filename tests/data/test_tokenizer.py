@@ -113,3 +113,73 @@ def test_bad_files_are_named(tmp_path):
       tokenizer_lib.load(spec)
   with pytest.raises(DataError, match="need 257"):
     tokenizer_lib.train(["a"], 256)
+
+
+def _write(folder, **files):
+  """JSON files by their names up to the dot."""
+  for name, content in files.items():
+    (folder / f"{name}.json").write_text(json.dumps(content))
+
+
+@pytest.fixture(name="opt")
+def _opt(tmp_path):
+  """A folder as OPT's: two files of BPE, and what its special tokens are."""
+  vocab = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "a": 4, "b": 5,
+           "ab": 6, "Ġ": 7}
+  _write(tmp_path, vocab=vocab, config={"eos_token_id": 2},
+         tokenizer_config={
+             "add_bos_token": True, "bos_token": {"content": "</s>"},
+             "eos_token": {"content": "</s>"}, "pad_token": "<pad>"})
+  (tmp_path / "merges.txt").write_text("#version: 0.2\na b\n")
+  return tmp_path
+
+
+def test_an_imported_folder_says_what_its_end_and_its_start_are(opt, tmp_path):
+  tokenizer = tokenizer_lib.load(str(opt))
+  assert (tokenizer.end, tokenizer.eos_id) == ("</s>", 2)
+  assert tokenizer.start_ids == [2]
+  assert tokenizer.encode("ab") == [6]
+  assert tokenizer.decode([2, 6, 1, 2]) == "ab"  # special ones are no text
+  tokenizer.save(str(tmp_path / "stored" / "tokenizer.json"))
+  again = tokenizer_lib.load(str(tmp_path / "stored"))
+  assert (again.end, again.start, again.digest) == (
+      "</s>", "</s>", tokenizer.digest)
+
+
+def test_the_end_may_stand_in_the_models_config_only(own, tmp_path):
+  (tmp_path / "tokenizer.json").write_text(own.bpe.to_str())
+  _write(tmp_path, config={"eos_token_id": own.encode("!")[0]})
+  with pytest.raises(DataError, match="would become the end token !"):
+    tokenizer_lib.load(str(tmp_path))  # it is no special one
+  _write(tmp_path, generation_config={"eos_token_id": [own.eos_id, 7]})
+  assert tokenizer_lib.load(str(tmp_path)).end == "<|endoftext|>"
+  _write(tmp_path, special_tokens_map={"eos_token": "<end>"})
+  with pytest.raises(DataError, match="300 tokens has no <end>; add it"):
+    tokenizer_lib.load(str(tmp_path))
+  _write(tmp_path, special_tokens_map={}, generation_config={
+      "eos_token_id": 4_000})
+  with pytest.raises(DataError, match="eos_token_id is 4000, which its 300"):
+    tokenizer_lib.load(str(tmp_path))
+
+
+def test_a_template_says_what_stands_before_a_prompt(own, tmp_path):
+  template = {"type": "TemplateProcessing",
+              "single": [{"SpecialToken": {"id": "<|endoftext|>",
+                                           "type_id": 0}},
+                         {"Sequence": {"id": "A", "type_id": 0}}],
+              "pair": [{"Sequence": {"id": "A", "type_id": 0}},
+                       {"Sequence": {"id": "B", "type_id": 1}}],
+              "special_tokens": {"<|endoftext|>": {
+                  "id": "<|endoftext|>", "ids": [own.eos_id],
+                  "tokens": ["<|endoftext|>"]}}}
+  content = json.loads(own.bpe.to_str()) | {"post_processor": template}
+  _write(tmp_path, tokenizer=content)
+  assert tokenizer_lib.load(str(tmp_path)).start_ids == [own.eos_id]
+  assert own.start_ids == []
+
+
+def test_files_beside_a_tokenizer_that_are_no_objects(own, tmp_path):
+  own.save(str(tmp_path / "tokenizer.json"))
+  (tmp_path / "tokenizer_config.json").write_text("[")
+  with pytest.raises(DataError, match="tokenizer_config.json' is no JSON"):
+    tokenizer_lib.load(str(tmp_path))

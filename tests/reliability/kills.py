@@ -4,13 +4,13 @@ import contextlib
 import dataclasses
 import pathlib
 import random
-import subprocess
 import time
 
 from tests import processes
 
 SAVE, COLLECT, ANY = "in a save", "in collection", "anywhere"
 _POLL = 0.002
+_EARLY = 0.1  # of the starts are killed anywhere, among imports as well
 LIMIT = 300  # seconds of one start
 
 
@@ -58,9 +58,10 @@ class Killer:
     """Runs to the end, killed until there were `num_kills` in all."""
     while not self._is_finished(workdir):
       left = half_saved(workdir)  # by earlier kills
-      started = self._start(workdir)
+      is_early = self._random.random() < _EARLY
+      started = self._start(workdir, imports=is_early)
       if len(self.kills) < num_kills and (
-          kill := self._kill(started, workdir, left)):
+          kill := self._kill(started, workdir, left, is_early)):
         self.kills.append(kill)
       for process in started:
         process.wait(timeout=LIMIT)
@@ -71,21 +72,20 @@ class Killer:
   def _is_finished(self, workdir) -> bool:
     return (workdir / "summary.json").exists()
 
-  def _start(self, workdir) -> list[subprocess.Popen]:
+  def _start(self, workdir, imports: bool) -> list[processes.Process]:
     return processes.start_all(
         self._num_processes, *self._command, f"--workdir={workdir}",
         # who is killed before they meet is not waited for
-        "--start_timeout=15", num_devices=2)
+        "--start_timeout=15", num_devices=2, imports=imports)
 
-  def _kill(self, started, workdir, left) -> Kill | None:
+  def _kill(self, started, workdir, left, is_early: bool) -> Kill | None:
     """Waits for a moment and kills; None where the run ended before."""
     is_saving = lambda: half_saved(workdir) - left
     began = time.monotonic()
     draw, delay = self._random.random(), self._random.uniform(0, self._seconds)
     is_spared = lambda: [kill.stage for kill in self.kills].count(
         running_stage(workdir)) >= self._most
-    wants_save = self._left[SAVE] > 0 and draw < 0.4
-    is_early = draw > 0.9
+    wants_save = self._left[SAVE] > 0 and draw < 0.4 and not is_early
     before = _begun(workdir)
     at = began + delay if is_early else None
     moment = ANY

@@ -3,8 +3,6 @@ same command goes on, and ends as one that nothing disturbed."""
 
 import re
 import signal
-import subprocess
-import sys
 import time
 from unittest import mock
 
@@ -13,7 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 from rlhf_jax import checkpoint, exits
-from tests import processes, results, test_processes
+from tests import forked, processes, results, test_processes
 from tests.reliability import undisturbed
 
 TERM, INT = signal.SIGTERM, signal.SIGINT
@@ -28,13 +26,13 @@ class Chain:
     self.workdir = workdir
     self._account = account
 
-  def start(self, num_processes, *args, fault=""):
+  def start(self, num_processes, *args, **options):
     return processes.start_all(
         num_processes, *undisturbed.command(), f"--workdir={self.workdir}",
-        f"--grace_seconds={GRACE}", *args, fault=fault,
+        f"--grace_seconds={GRACE}", *args, **options,
         num_devices=undisturbed.NUM_DEVICES)
 
-  def tell(self, signals, moment, num_processes=1, to=None):
+  def tell(self, signals, moment, num_processes=1, to=None, imports=False):
     """Starts it, and at a moment sends signals to all processes or to some.
 
     Args:
@@ -43,6 +41,7 @@ class Chain:
         written that row, however busy the machine is.
       num_processes: of this start.
       to: the numbers of those told.
+      imports: whether the start has imports to be told in.
 
     Returns:
       (statuses, all that was printed).
@@ -51,7 +50,7 @@ class Chain:
     if isinstance(moment, str):
       fault = f"{moment}/0/" + "+".join(s.name for s in signals)
       moment, signals = self.has_row(moment), ()
-    started = self.start(num_processes, fault=fault)
+    started = self.start(num_processes, fault=fault, imports=imports)
     while not moment() and (not fault or started[0].poll() is None):
       assert all(p.poll() is None for p in started), processes.wait(started)
       time.sleep(0.005)
@@ -115,7 +114,7 @@ def after(seconds):
 
 
 def test_one_process(chain):
-  statuses, printed = chain.tell([TERM], after(0.7))  # among imports
+  statuses, printed = chain.tell([TERM], after(0.7), imports=True)
   assert statuses == [exits.PREEMPTED] and "nothing was changed" in printed
   assert not chain.workdir.exists()
   assert "pretrain" == chain.saves(  # among the preparation of data
@@ -200,17 +199,15 @@ LATE = "nothing more was saved within 1 s of SIGTERM"
 ])
 def test_a_step_that_does_not_end(body, signals, status, why, account):
   began = time.monotonic()
-  done = subprocess.run(
-      [sys.executable, "-c", ALONE.format(
-          grace=1, body=body, signals=[
-              (int(s), 0.5 * i) for i, s in enumerate(signals)])],
-      cwd=processes.ROOT, env=processes.environment(1), text=True,
-      capture_output=True, check=False, timeout=60)
-  account("preemption", case=why, status=done.returncode,
+  ended, = processes.wait([forked.Process(
+      ALONE.format(grace=1, body=body, signals=[
+          (int(s), 0.5 * i) for i, s in enumerate(signals)]),
+      env=processes.environment(1))])
+  account("preemption", case=why, status=ended.status,
           seconds=round(time.monotonic() - began, 2))
-  assert done.returncode == status, done.stderr
+  assert ended.status == status, ended.printed
   said = f"{why}: ended at once; the last checkpoint is kept"
-  assert done.stderr.count(said) == 1, done.stderr
+  assert ended.printed.count(said) == 1, ended.printed
 
 
 LATER = "threading.Timer(1, os.kill, (os.getpid(), {})).start(); "

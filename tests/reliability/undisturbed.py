@@ -16,13 +16,14 @@ def command() -> tuple[str, ...]:
 
 
 def run(num_processes: int) -> pathlib.Path:
-  """The workdir of a finished run of so many processes."""
+  """The workdir of a finished run of so many processes, each started by
+  itself."""
   name = f"undisturbed_{num_processes}"
   workdir = shared.folder() / name
   with shared.lock(name):
     if not (workdir / "summary.json").exists():
       for ended in processes.run(
           num_processes, *command(), f"--workdir={workdir}",
-          num_devices=NUM_DEVICES):
+          num_devices=NUM_DEVICES, imports=True):
         assert ended.status == 0, ended.printed
   return workdir
