@@ -137,6 +137,7 @@ def test_experiments_are_settings_only():
 
 
 @pytest.mark.parametrize("package", [
-    "tensorflow", "torch", "pickle", "dill", "cloudpickle", "marshal", "shelve"])
+    "tensorflow", "torch", "transformers", "pickle", "dill", "cloudpickle",
+    "marshal", "shelve"])
 def test_is_imported_nowhere(package):
   assert not [m for m in imports() if package in packages(m)]

@@ -98,11 +98,14 @@ def differences(folder, expected, **changes) -> dict[str, float]:
     return {"scores": _largest(got, expected["scores"])}
   loaded = policy(folder, **changes)
   real = expected["mask"]
-  got = logits(loaded, expected["tokens"], real)[real]
+  whole = _forward(loaded, expected["tokens"], real)[real]
   want = expected["logits"][real]
+  num_rows = want.shape[-1]
   check_greedy(loaded, expected)
-  return {"logits": _largest(got, want), "logprobs": _largest(
-      *(np.asarray(jax.nn.log_softmax(x)) for x in (got, want)))}
+  # of whole rows of ours: what is past the vocabulary must take no probability
+  logprobs = np.asarray(jax.nn.log_softmax(whole))[:, :num_rows]
+  return {"logits": _largest(whole[:, :num_rows], want),
+          "logprobs": _largest(logprobs, np.asarray(jax.nn.log_softmax(want)))}
 
 
 def check_greedy(loaded: Loaded, expected) -> None:
