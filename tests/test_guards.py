@@ -284,15 +284,15 @@ def test_a_run_with_a_defect_is_stopped(tmp_path, name):
 
 def one_bad_batch():
   """The loss of the batch with the third step's first row is not finite."""
-  lm_loss_sum = losses.lm_loss_sum
+  token_logprobs = losses.token_logprobs
   seen = []
 
-  def spoilt(logits, tokens, mask):
-    total, count = lm_loss_sum(logits, tokens, mask)
-    is_bad = (tokens == seen[0]).all(-1).any() if seen else False
-    return jnp.where(is_bad, jnp.nan, total), count
+  def spoilt(logits, tokens, temperature=1.0):
+    is_bad = (tokens == seen[0]).all(-1, keepdims=True)
+    return jnp.where(
+        is_bad, jnp.nan, token_logprobs(logits, tokens, temperature))
 
-  return seen, mock.patch.object(losses, "lm_loss_sum", spoilt)
+  return seen, mock.patch.object(losses, "token_logprobs", spoilt)
 
 
 def test_one_bad_batch_is_skipped_and_said(tmp_path):
