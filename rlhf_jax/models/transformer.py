@@ -192,9 +192,15 @@ class Mlp(nn.Module):
     rows = x.reshape(-1, c.d_model)
     hidden = rows @ up_kernel.astype(dtype) + up_bias.astype(dtype)
     hidden = constrain(hidden, "batch", "mlp")
-    hidden = ACTIVATIONS[c.activation](hidden)
-    out = hidden @ down_kernel.astype(dtype) + down_bias.astype(dtype)
-    return out.reshape(x.shape)
+
+    def down(hidden, kernel):
+      return ACTIVATIONS[c.activation](hidden) @ kernel
+
+    # The gradient keeps what goes into the activation and computes it again:
+    # to store and load the half dozen arrays inside it takes longer.
+    out = jax.checkpoint(down, prevent_cse=False)(
+        hidden, down_kernel.astype(dtype))
+    return (out + down_bias.astype(dtype)).reshape(x.shape)
 
 
 class Block(nn.Module):
