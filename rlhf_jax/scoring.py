@@ -88,6 +88,5 @@ class Scorer:
     parts = []
     for number in range(-(-len(pairs) // self._batch_size)):
       rows = self._run.put(at(number))
-      scores = self._scores(params, rows["tokens"], rows["mask"])
-      parts.append(np.asarray(scores))
-    return np.concatenate(parts)[:len(pairs)]
+      parts.append(self._scores(params, rows["tokens"], rows["mask"]))
+    return np.concatenate(jax.device_get(parts))[:len(pairs)]

@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 # From the lowest to the highest; a module imports its own layer and those
 # below. A package stands for all that is in it.
 LAYERS = (
-    "exits host_memory faults patience storage lock boards compilation watch "
+    "ahead exits host_memory faults patience storage lock boards compilation watch "
     "rendezvous tree masked sharding",
     "fingerprints interruption item_files",
     "distributed losses advantages models data config hf",
