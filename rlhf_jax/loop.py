@@ -22,7 +22,7 @@ import numpy as np
 
 from rlhf_jax import (
     ahead, checkpoint, config as config_lib, distributed, exits, guards,
-    interruption, metrics, storage, train_state,
+    interruption, metrics, profiling, storage, train_state,
 )
 from rlhf_jax.checkpoint import CheckpointError, Checkpoints
 from rlhf_jax.data import batches
@@ -113,23 +113,29 @@ def train(
     behind = Behind(training, guard, progress)
     for number in range(first, last):
       now = number + 1
-      batch = next_batches.take()
+      profiling.next_step()
+      with profiling.phase("batch"):
+        batch = next_batches.take()
       with stopping(training, now, batch):
         with guard.compilations(now, first):
-          state, found = training.step(state, batch, number)
+          with profiling.phase("step") as done:
+            state, found = done(training.step(state, batch, number))
           behind.read()  # the step before
         look_at_batches(training, guard, number, batch)
       behind.add(now, batch, found, is_read=metrics.should_run(
           now, every_log_steps, last))
-      if measured := dict(measure(now, state)):
+      with profiling.phase("measure"):
+        measured = dict(measure(now, state))
+      if measured:
         behind.read()
         run.writer.write(stage, now, measured)
       is_closing = training.closes and now == last
       is_asked = not is_closing and interruption.asked()
       if is_asked or is_saved(now) and not is_closing:
         values = behind.read()
-        run.writer.upload()
-        save(training, saved, now, state, {**values, **measured})
+        with profiling.phase("checkpoint"):
+          run.writer.upload()
+          save(training, saved, now, state, {**values, **measured})
       if is_asked:
         saved.wait()
         interruption.stop(f"{stage}: step {now} of {last} is saved")
@@ -165,7 +171,8 @@ class Behind:
       return self._values
     (now, batch, found), self._waiting = self._waiting, None
     training = self._training
-    with stopping(training, now, batch, self._values):
+    with (stopping(training, now, batch, self._values),
+          profiling.phase("metrics")):
       self._values |= training.read(found)
       training.run.writer.write(training.stage, now, self._values)
       self._progress.update(0, **{

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from rlhf_jax import ahead, refill, rollout, sharding
+from rlhf_jax import ahead, profiling, refill, rollout, sharding
 from rlhf_jax.models.policy import Policy
 from rlhf_jax.rollout import Rollout
 from rlhf_jax.run import Run, init_params
@@ -160,14 +160,17 @@ def respond(
   def batches():
     for start in range(0, len(prompts), batch_size):
       part = prompts[start:start + batch_size]
-      rows = prompt_rows(
-          run, part, row_ids[start:start + batch_size], batch_size)
-      sampled = generate(params, key, run.put(rows))
+      with profiling.phase("generate") as done:
+        rows = prompt_rows(
+            run, part, row_ids[start:start + batch_size], batch_size)
+        sampled = done(generate(params, key, run.put(rows)))
       yield len(part), sampled, gathered(run, sampled)
 
   # the next batch is sampled while this one becomes text
   for number, sampled, whole in ahead.one_behind(batches()):
-    yield sampled, _decoded(run, jax.device_get(whole))[:number]
+    with profiling.phase("text"):
+      texts = _decoded(run, jax.device_get(whole))[:number]
+    yield sampled, texts
 
 
 def prompt_rows(

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from rlhf_jax import losses, streams
+from rlhf_jax import losses, profiling, streams
 from rlhf_jax.models.policy import Policy
 from rlhf_jax.run import Run
 
@@ -43,9 +43,11 @@ def make_evaluate(run: Run, settings) -> Callable[[Any], Iterator]:
 
   def evaluate(params):
     for name, at in held_out.items():
-      parts = jax.device_get([
-          eval_step(params, run.put(at(number)))
-          for number in range(min(at.num_batches, settings.max_eval_batches))])
+      with profiling.phase("validation loss"):
+        parts = jax.device_get([
+            eval_step(params, run.put(at(number)))
+            for number in range(
+                min(at.num_batches, settings.max_eval_batches))])
       total, count = np.sum(parts, axis=0, dtype=float)
       yield f"validation/{name}/loss", total / count
 

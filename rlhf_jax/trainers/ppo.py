@@ -12,7 +12,8 @@ import jax
 import numpy as np
 
 from rlhf_jax import (
-    checkpoint, loop, metrics, optimizer, ppo_step, sampler, sharding, streams,
+    checkpoint, loop, metrics, optimizer, ppo_step, profiling, sampler,
+    sharding, streams,
 )
 from rlhf_jax.evals import diversity
 from rlhf_jax.models import scalar
@@ -60,14 +61,16 @@ def make_training(run: Run, stage: str) -> loop.Training:
   def step(state, batch, number):
     started = time.monotonic()
     row_ids = number * config.batch_size + rows
-    sampled = generate(
-        state.params, key_sample,
-        run.put({**batch["prompts"], "row_ids": row_ids}))
+    with profiling.phase("generate") as done:
+      sampled = done(generate(
+          state.params, key_sample,
+          run.put({**batch["prompts"], "row_ids": row_ids})))
     whole = sampler.gathered(run, sampled)
     ptx = batch.get("pretrain")
-    state, values = step_fn(
-        state, frozen, sampled, ptx and run.put(ptx["tokens"]),
-        jax.random.fold_in(key_perm, number))
+    with profiling.phase("score and update") as done:
+      state, values = done(step_fn(
+          state, frozen, sampled, ptx and run.put(ptx["tokens"]),
+          jax.random.fold_in(key_perm, number)))
     if ptx:
       values["train/ptx/next_row"] = (number + 1) * config.ptx_batch_size
     return state, Found(started, whole, values)
