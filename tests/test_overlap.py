@@ -9,6 +9,7 @@ import ml_collections
 import numpy as np
 import pytest
 
+from benchmarks import overlap
 from experiments import common
 from rlhf_jax import ahead, guards, loop, metrics
 
@@ -206,3 +207,31 @@ def test_one_behind_asks_for_the_next_before_it_gives_one():
     story.append(("used", number))
   assert story == [("made", 0), ("made", 1), ("used", 0), ("made", 2),
                    ("used", 1), ("used", 2)]
+
+
+# ------------------------------------------------------- what the command draws
+
+
+def test_the_drawing_and_the_trace_by_hand():
+  intervals = [
+      overlap.Interval(lane, number, begin, begin + length)
+      for number in range(2, 5) for lane, begin, length in (
+          ("batch", 4.0 * number, 1.0), ("step", 4.0 * number + 1, 3.0),
+          ("read", 4.0 * number + 4, 1.0))]
+  lines = overlap.draw(intervals).splitlines()
+  assert [line.split()[0] for line in lines[:3]] == ["batch", "step", "read"]
+  bars = [line.split()[1] for line in lines[:3]]
+  assert bars[0].startswith("22222") and bars[2].endswith("44444")
+  assert bars[1].index("3") == bars[0].rindex("3")  # when its batch has ended
+  assert lines[3].split() == ["13000", "ms"]
+  assert overlap.seconds_a_step(intervals) == 4.0
+  event, = (e for e in overlap.as_trace(intervals)["traceEvents"]
+            if e["name"] == "read 3")
+  assert (event["ts"], event["dur"], event["tid"]) == (8e6, 1e6, 2)
+
+
+def test_the_command_runs_the_loop(tmp_path):
+  stage = overlap.Stage(0.0, 0.0)
+  overlap.by_the_loop(stage, 3, tmp_path)
+  assert {(i.lane, i.number) for i in stage.intervals} == {
+      (lane, number) for lane in overlap.LANES for number in range(3)}
