@@ -139,6 +139,7 @@ def base(name: str, size: str, stages: tuple[str, ...]) -> ConfigDict:
       smallworld=smallworld(),
       labelers=labelers(),
       guards=guards(size),
+      profile=False,  # where the time goes: docs/performance.md; slower
   ))
 
 

@@ -26,8 +26,8 @@ from etils import epath
 import jax
 
 from rlhf_jax import (
-    checkpoint, distributed, handoff, interruption, labelers, metrics, sampler,
-    sharding, storage,
+    checkpoint, distributed, handoff, interruption, labelers, metrics,
+    profiling, sampler, sharding, storage,
 )
 from rlhf_jax.config.names import EXPORT, RANKED, SMALLWORLD, asks_people
 from rlhf_jax.data import records
@@ -143,6 +143,7 @@ def sample(run: Run, stage: str, tasks: Sequence[Task]) -> list[Answer]:
       with metrics.Progress(stage, done, len(groups), "batch") as progress:
         for group in groups[done:]:
           interruption.check(stage)
+          profiling.next_step()
           append_lines(file, answer(group))
           progress.update()
   file.upload()
@@ -299,7 +300,8 @@ def rank(stage: str, panel: Panel, tasks: Sequence[Task],
   pairs = list(zip(tasks, answers, strict=True))
   for task, answer in metrics.track(stage, pairs, "prompt"):
     for labeler in panel.of(task):
-      ranking = labeler.rank(answer["prompt"], answer["responses"])
+      with profiling.phase("rank"):
+        ranking = labeler.rank(answer["prompt"], answer["responses"])
       shown = {k: v for k, v in answer.items() if k != "task"}
       rows.append(shown | dataclasses.asdict(ranking)
                   | {"labeler_id": labeler.labeler_id,

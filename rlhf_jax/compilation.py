@@ -1,7 +1,13 @@
-"""What was compiled once is kept, for this run's next start and for others."""
+"""What was compiled once is kept, for this run's next start and for others;
+and how long compiling took."""
 
+import collections
+from collections.abc import Iterator
 import contextlib
+import dataclasses
 import os
+import threading
+from typing import Any
 
 from etils import epath
 import jax
@@ -63,3 +69,85 @@ def remove_torn(folder: str) -> list[str]:
         os.unlink(entry.path)
       removed.append(entry.name)
   return removed
+
+
+# ------------------------------------------------------------- how long it took
+
+_TRACING = "/jax/core/compile/jaxpr_trace_duration"
+_LOWERING = "/jax/core/compile/jaxpr_to_mlir_module_duration"
+_COMPILING = "/jax/core/compile/backend_compile_duration"
+_FROM_CACHE = "/jax/compilation_cache/cache_hits"
+_PHASES = {_TRACING: "tracing_seconds", _LOWERING: "lowering_seconds",
+           _COMPILING: "compiling_seconds"}
+_SHOWN = 5  # functions of a stage
+
+
+@dataclasses.dataclass(eq=False)
+class Compiled:
+  """What was compiled while something ran.
+
+  Attributes:
+    programs: given to the compiler, or taken from the cache in its place.
+    from_cache: those of them that were in the cache.
+    seconds: of tracing, lowering and compiling (fetching, where it was in the
+      cache).
+    by_function: all three together, by the function's name.
+  """
+
+  programs: int = 0
+  from_cache: int = 0
+  seconds: collections.Counter = dataclasses.field(
+      default_factory=collections.Counter)
+  by_function: collections.Counter = dataclasses.field(
+      default_factory=collections.Counter)
+
+  def as_json(self) -> dict[str, Any]:
+    """For `summary.json`; of the functions those that took longest."""
+    return {
+        "programs": self.programs, "from_cache": self.from_cache,
+        **{name: round(self.seconds[name], 3) for name in _PHASES.values()},
+        "seconds_by_function": {
+            name: round(seconds, 3)
+            for name, seconds in self.by_function.most_common(_SHOWN)}}
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[Compiled]:
+  """What JAX compiles inside, by all threads."""
+  found = Compiled()
+  _records.open.append(found)
+  try:
+    yield found
+  finally:
+    _records.open.remove(found)
+
+
+class _Records:
+  """Hears what JAX says of its compiling; one a process."""
+
+  def __init__(self):
+    self.open: list[Compiled] = []
+    self._lock = threading.Lock()
+    jax.monitoring.register_event_listener(self._on_event)
+    jax.monitoring.register_event_duration_secs_listener(self._on_duration)
+
+  def _on_event(self, event: str, **unused) -> None:
+    if event == _FROM_CACHE:
+      with self._lock:
+        for found in self.open:
+          found.from_cache += 1
+
+  def _on_duration(
+      self, event: str, seconds: float, fun_name: str = "", **unused) -> None:
+    if event not in _PHASES:
+      return
+    # as "jit_step" or "jit(step)", once it is a module
+    name = fun_name.removeprefix("jit").strip("_()") or fun_name
+    with self._lock:
+      for found in self.open:
+        found.programs += event == _COMPILING
+        found.seconds[_PHASES[event]] += seconds
+        found.by_function[name] += seconds
+
+
+_records = _Records()

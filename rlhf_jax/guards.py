@@ -33,11 +33,13 @@ class GuardError(Exception):
   """A guard stops the run.
 
   Attributes:
+    step: at which.
     is_alone: of what this process sees, and others perhaps do not.
   """
 
-  def __init__(self, message: str, is_alone: bool):
+  def __init__(self, message: str, step: int, is_alone: bool):
     super().__init__(message)
+    self.step = step
     self.is_alone = is_alone
 
 
@@ -135,7 +137,7 @@ class Guards:
       raise GuardError(
           f"{self._stage}, step {step}: the guard {name!r} stops the run. "
           f"{message}\nTo go on all the same, give the same command with "
-          f"--config.guards.actions.{name}=warn.", is_alone)
+          f"--config.guards.actions.{name}=warn.", step, is_alone)
     if self._is_due(name, step):
       self._writer.note(self._stage, step, name, message)
 

@@ -3,18 +3,26 @@
 Nothing of a stage's method is here. A step is a function of the state and its
 number alone, batches and noise included; so a run that was stopped anywhere
 goes on as if it had not been, and any step can be run again (`replay`).
+
+The devices do not wait for the host: while they run a step its thread makes
+the next batch (`ahead`), and a step's values are read when the next one was
+given to them, or before that where the state is saved or measured. Guards look
+at them then, so that a step may be thrown away that follows one at which a
+guard stops; nothing is saved or written of it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
 import dataclasses
+import types
 from typing import Any
 
 import jax
 import numpy as np
 
 from rlhf_jax import (
-    checkpoint, config as config_lib, distributed, exits, guards, interruption,
-    metrics, storage, train_state,
+    ahead, checkpoint, config as config_lib, distributed, exits, guards,
+    interruption, metrics, profiling, storage, train_state,
 )
 from rlhf_jax.checkpoint import CheckpointError, Checkpoints
 from rlhf_jax.data import batches
@@ -34,7 +42,9 @@ class Training:
     create: makes the state before the first step.
     streams: name -> training batches by number.
     batch: number -> stream -> this process's rows of its batch.
-    step: (state, batch, number) -> (state, values), donating the state.
+    step: (state, batch, number) -> (state, found), donating the state; does
+      not wait for the devices.
+    read: found -> the values of its step; waits until they are there.
     constants: what else the steps depend on, as JSON can hold it.
     shown: name in the progress bar -> metric.
     closes: the stage does more after the last step, and saves that itself.
@@ -47,9 +57,10 @@ class Training:
   create: Callable[[], Any]
   streams: Mapping[str, batches.Batches]
   batch: Callable[[int], dict[str, dict[str, np.ndarray]]]
-  step: Callable[[Any, Any, int], tuple[Any, dict[str, Any]]]
+  step: Callable[[Any, Any, int], tuple[Any, Any]]
   constants: Mapping[str, Any]
   shown: Mapping[str, str]
+  read: Callable[[Any], dict[str, Any]] = jax.device_get
   closes: bool = False
 
   @property
@@ -97,38 +108,92 @@ def train(
   run.writer.rewind(stage, first)
   guard = guards.Guards(stage, run.writer, **run.config.guards)
   guard.catch_up(run.writer.read(stage) if first else ())
-  with metrics.Progress(stage, first, last) as progress:
+  with (metrics.Progress(stage, first, last) as progress,
+        ahead.Ahead(training.batch, first, last) as next_batches):
+    behind = Behind(training, guard, progress)
     for number in range(first, last):
       now = number + 1
-      batch = training.batch(number)
-      values = {}
-      try:
-        look_at_batches(training, guard, number, batch)
+      profiling.next_step()
+      with profiling.phase("batch"):
+        batch = next_batches.take()
+      with stopping(training, now, batch):
         with guard.compilations(now, first):
-          state, found = training.step(state, batch, number)
-        if metrics.should_run(now, every_log_steps, last):
-          values = jax.device_get(found)
-          run.writer.write(stage, now, values)
-          progress.update(0, **{
-              name: values[key] for name, key in training.shown.items()})
-          guard.look(now, values)
-      except guards.GuardError as error:
-        write_stopped(training, now, batch, values, error)
-        if error.is_alone:  # others may be waiting for this process
-          distributed.end_all(str(error), exits.STOPPED)
-        raise
-      if measured := dict(measure(now, state)):
+          with profiling.phase("step") as done:
+            state, found = done(training.step(state, batch, number))
+          behind.read()  # the step before
+        look_at_batches(training, guard, number, batch)
+      behind.add(now, batch, found, is_read=metrics.should_run(
+          now, every_log_steps, last))
+      with profiling.phase("measure"):
+        measured = dict(measure(now, state))
+      if measured:
+        behind.read()
         run.writer.write(stage, now, measured)
       is_closing = training.closes and now == last
       is_asked = not is_closing and interruption.asked()
       if is_asked or is_saved(now) and not is_closing:
-        run.writer.upload()
-        save(training, saved, now, state, {**values, **measured})
+        values = behind.read()
+        with profiling.phase("checkpoint"):
+          run.writer.upload()
+          save(training, saved, now, state, {**values, **measured})
       if is_asked:
         saved.wait()
         interruption.stop(f"{stage}: step {now} of {last} is saved")
       progress.update()
+    behind.read()
   return state
+
+
+class Behind:
+  """The newest step's values, until they are read."""
+
+  def __init__(self, training: Training, guard: guards.Guards,
+               progress: metrics.Progress):
+    self._training = training
+    self._guard = guard
+    self._progress = progress
+    self._waiting: tuple[int, Any, Any] | None = None
+    self._values: dict[str, Any] = {}
+
+  def add(self, now: int, batch, found, *, is_read: bool) -> None:
+    """What a step found; the step before has been read."""
+    self._waiting = (now, batch, found) if is_read else None
+    self._values = {}
+
+  def read(self) -> dict[str, Any]:
+    """The values of the newest step, {} where they are not to be read; waits
+    for it, and writes them and has guards look at them the first time.
+
+    Raises:
+      GuardError: one of the guards stops.
+    """
+    if self._waiting is None:
+      return self._values
+    (now, batch, found), self._waiting = self._waiting, None
+    training = self._training
+    with (stopping(training, now, batch, self._values),
+          profiling.phase("metrics")):
+      self._values |= training.read(found)
+      training.run.writer.write(training.stage, now, self._values)
+      self._progress.update(0, **{
+          name: self._values[key] for name, key in training.shown.items()})
+      self._guard.look(now, self._values)
+    return self._values
+
+
+@contextlib.contextmanager
+def stopping(training: Training, now: int, batch,
+             values: Mapping[str, Any] = types.MappingProxyType({})
+             ) -> Iterator[None]:
+  """Where guards look at a step: leaves its batch and values if one stops."""
+  try:
+    yield
+  except guards.GuardError as error:
+    if error.step == now:  # else it has been written
+      write_stopped(training, now, batch, values, error)
+      if error.is_alone:  # others may be waiting for this process
+        distributed.end_all(str(error), exits.STOPPED)
+    raise
 
 
 def look_at_batches(training: Training, guard, number: int, batch) -> None:

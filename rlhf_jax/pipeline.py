@@ -11,8 +11,9 @@ import jax
 import ml_collections
 
 from rlhf_jax import (
-    checkpoint, collect, config as config_lib, datasets, distributed, faults,
-    interruption, lock, metrics, sharding, storage, streams, summaries,
+    checkpoint, collect, compilation, config as config_lib, datasets,
+    distributed, faults, interruption, lock, metrics, profiling, sharding,
+    storage, streams, summaries,
 )
 from rlhf_jax.evals import stage as evaluate
 from rlhf_jax.run import Run
@@ -343,8 +344,11 @@ def run_stage(run: Run, stage: str) -> None:
   checkpoint.write_json(
       directory / "settings.json", config_lib.stage_keys(run.config, stage))
   datasets.prepare_for(run, reads(stage), stage)
-  figures = STAGES[config_lib.name_of(stage)](run, stage)
+  with (compilation.recorded() as compiled,
+        profiling.of_stage(directory, run.config.profile)):
+    figures = STAGES[config_lib.name_of(stage)](run, stage)
   run.writer.upload()
+  checkpoint.write_json(directory / summaries.COMPILED, compiled.as_json())
   checkpoint.write_done(directory, {
       "stage": stage,
       "seconds": round(time.monotonic() - started, 2),

@@ -131,8 +131,8 @@ def replay(run: Run, stage: str, step: int) -> Replayed:
                else training.create())
       replayed = {}
       for number in metrics.track(stage, list(range(start, step)), "step"):
-        state, values = training.step(state, training.batch(number), number)
-        replayed[number + 1] = metrics.as_json(jax.device_get(values))
+        state, found = training.step(state, training.batch(number), number)
+        replayed[number + 1] = metrics.as_json(training.read(found))
       changed = None
       is_closed = training.closes and step == training.num_steps
       if step in saved.steps and not is_closed:

@@ -11,7 +11,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from rlhf_jax import checkpoint, metrics, sharding
+from rlhf_jax import checkpoint, metrics, profiling, sharding
 from rlhf_jax.config import INIT, name_of
 from rlhf_jax.data import batches, prepare
 from rlhf_jax.data.smallworld import Smallworld
@@ -154,8 +154,9 @@ class Run:
     done = checkpoint.read_done(directory)
     if step is None and done:
       step = done["figures"].get("selected_step")
-    return checkpoint.restore_item(
-        directory / "checkpoints", item, self.abstract_params(model), step)
+    with profiling.phase("load"):
+      return checkpoint.restore_item(
+          directory / "checkpoints", item, self.abstract_params(model), step)
 
   def policy_params(self, stage: str, step: int | None = None) -> Any:
     """A stage's policy: the average of PPO's, the selected or last one of the

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from rlhf_jax import refill, rollout, sharding
+from rlhf_jax import ahead, profiling, refill, rollout, sharding
 from rlhf_jax.models.policy import Policy
 from rlhf_jax.rollout import Rollout
 from rlhf_jax.run import Run, init_params
@@ -118,14 +118,18 @@ def _gather(mesh):
   return jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))
 
 
-def to_host(run: Run, sampled: Rollout) -> Rollout:
-  """A rollout whole as NumPy arrays, on every process."""
-  return jax.device_get(_gather(run.mesh)(sampled))
+def gathered(run: Run, sampled: Rollout) -> Rollout:
+  """A rollout whole on every device: `jax.device_get` of it gives the same on
+  every process."""
+  return _gather(run.mesh)(sampled)
 
 
 def to_responses(run: Run, sampled: Rollout) -> list[Response]:
   """The responses of a rollout as text, on every process."""
-  whole = to_host(run, sampled)
+  return _decoded(run, jax.device_get(gathered(run, sampled)))
+
+
+def _decoded(run: Run, whole: Rollout) -> list[Response]:
   responses = []
   for row, real in zip(whole.response_tokens, whole.response_mask):
     row = row[real]
@@ -153,12 +157,20 @@ def respond(
   Yields:
     The rollout of a batch, filled up at its end, and its prompts' responses.
   """
-  for start in range(0, len(prompts), batch_size):
-    part = prompts[start:start + batch_size]
-    rows = prompt_rows(
-        run, part, row_ids[start:start + batch_size], batch_size)
-    sampled = generate(params, key, run.put(rows))
-    yield sampled, to_responses(run, sampled)[:len(part)]
+  def batches():
+    for start in range(0, len(prompts), batch_size):
+      part = prompts[start:start + batch_size]
+      with profiling.phase("generate") as done:
+        rows = prompt_rows(
+            run, part, row_ids[start:start + batch_size], batch_size)
+        sampled = done(generate(params, key, run.put(rows)))
+      yield len(part), sampled, gathered(run, sampled)
+
+  # the next batch is sampled while this one becomes text
+  for number, sampled, whole in ahead.one_behind(batches()):
+    with profiling.phase("text"):
+      texts = _decoded(run, jax.device_get(whole))[:number]
+    yield sampled, texts
 
 
 def prompt_rows(

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax import sharding
+from rlhf_jax import profiling, sharding
 from rlhf_jax.data import batches
 from rlhf_jax.models import scalar
 from rlhf_jax.models.scalar import Scalar
@@ -87,7 +87,8 @@ class Scorer:
         self._batch_size)
     parts = []
     for number in range(-(-len(pairs) // self._batch_size)):
-      rows = self._run.put(at(number))
-      scores = self._scores(params, rows["tokens"], rows["mask"])
-      parts.append(np.asarray(scores))
-    return np.concatenate(parts)[:len(pairs)]
+      with profiling.phase("score") as done:
+        rows = self._run.put(at(number))
+        parts.append(done(
+            self._scores(params, rows["tokens"], rows["mask"])))
+    return np.concatenate(jax.device_get(parts))[:len(pairs)]

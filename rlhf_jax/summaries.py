@@ -1,6 +1,7 @@
 """A run's headline figures: `summary.json`, and the tables at its end."""
 
 from collections.abc import Mapping, Sequence
+import json
 import resource
 import statistics
 from typing import Any
@@ -11,6 +12,8 @@ import tabulate
 from rlhf_jax import checkpoint, config as config_lib, metrics
 from rlhf_jax.evals import intervals
 from rlhf_jax.run import Run, versions
+
+COMPILED = "compiled.json"  # of a stage: `compilation.Compiled`
 
 
 def summarise(run: Run, seconds: float) -> dict[str, Any]:
@@ -37,6 +40,8 @@ def summarise(run: Run, seconds: float) -> dict[str, Any]:
       "seed": run.config.seed,
       "versions": versions(),
   }
+  if compiled := compiled_by_stage(run):
+    summary["compiled"] = compiled
   if notes := metrics.read_notes(run.workdir):
     summary["guards"] = notes
   for content in done.values():
@@ -56,6 +61,13 @@ def summarise(run: Run, seconds: float) -> dict[str, Any]:
   if len(by_round := rounds(run, done)) > 1:
     summary["rounds"] = by_round
   return summary
+
+
+def compiled_by_stage(run: Run) -> dict[str, Any]:
+  """What the calls that finished the stages of this run compiled for them."""
+  paths = {stage: run.workdir / stage / COMPILED for stage in run.config.stages}
+  return {stage: json.loads(path.read_text())
+          for stage, path in paths.items() if path.exists()}
 
 
 def folds(done: Mapping[str, Any]) -> dict[str, Any]:
@@ -144,6 +156,8 @@ def format_summary(run: Run, summary: dict[str, Any]) -> str:
     parts.append(format_folds(summary["folds"]))
   if "rounds" in summary:
     parts.append(format_rounds(summary["rounds"]))
+  if "compiled" in summary:
+    parts.append(format_compiled(summary["compiled"]))
   if "guards" in summary:
     names = sorted({note["guard"] for note in summary["guards"]})
     parts.append(f"{len(summary['guards'])} warning(s) of guards "
@@ -173,6 +187,21 @@ def format_reward_models(compared: Sequence[Mapping[str, Any]]) -> str:
       if group != "all":
         row[group.replace("_", " ")] = intervals.percent(found)
     rows.append(row)
+  return tabulate.tabulate(rows, headers="keys", disable_numparse=True)
+
+
+def format_compiled(by_stage: Mapping[str, Mapping[str, Any]]) -> str:
+  """One line a stage, and the function that took longest."""
+  rows = []
+  for stage, found in by_stage.items():
+    slowest = next(iter(found["seconds_by_function"].items()), None)
+    rows.append({
+        "compiled for": stage,
+        "programs": found["programs"],
+        "from the cache": found["from_cache"],
+        **{name: f"{found[f'{name}_seconds']:.1f} s"
+           for name in ("tracing", "lowering", "compiling")},
+        "slowest": "{} {:.1f} s".format(*slowest) if slowest else "-"})
   return tabulate.tabulate(rows, headers="keys", disable_numparse=True)
 
 

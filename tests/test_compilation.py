@@ -94,6 +94,50 @@ def test_the_folder_is_named_and_beside_the_workdirs(starts):
     assert f"compiled programs {root / compilation.FOLDER}\n" in printed
 
 
+def test_the_summary_says_what_was_compiled(starts):
+  root, found = starts
+  first, second = (json.loads((root / name / "summary.json").read_text())[
+      "compiled"]["pretrain"] for name in ("first", "second"))
+  assert first["from_cache"] == 0 < first["programs"]
+  assert second["from_cache"] == second["programs"] == first["programs"]
+  assert first["lowering_seconds"] > 0 < first["tracing_seconds"]
+  assert "lm_step" in first["seconds_by_function"]
+  for _, _, printed in found:
+    table = printed[printed.index("compiled for"):].splitlines()
+    assert table[2].split()[:2] == ["pretrain", str(first["programs"])]
+
+
+def test_what_is_compiled_is_recorded_while_it_is_asked_for():
+  @jax.jit
+  def doubled(x):
+    return 2 * x
+
+  with compilation.recorded() as outer:
+    with compilation.recorded() as inner:
+      doubled(1.0)
+    doubled(2.0)  # nothing to compile
+    doubled(1)
+  doubled(1j)
+  assert (inner.programs, outer.programs) == (1, 2)
+  assert "doubled" in inner.as_json()["seconds_by_function"]
+  parts = ("tracing", "lowering", "compiling")
+  assert all(0 < inner.seconds[f"{name}_seconds"]
+             < outer.seconds[f"{name}_seconds"] for name in parts)
+
+
+@pytest.mark.parametrize("module", [
+    "rlhf_jax.main", "rlhf_jax.plan.planning"])
+def test_a_start_does_not_import_what_it_does_not_need(module):
+  """Each of these takes a second or several to import."""
+  heavy = ("tensorflow", "torch", "transformers", "matplotlib", "pandas",
+           "scipy", "sklearn", "IPython")
+  done = subprocess.run(
+      [sys.executable, "-c", f"import sys, {module}; "
+       f"print([m for m in {heavy} if m in sys.modules])"],
+      cwd=ROOT, capture_output=True, text=True, check=True)
+  assert done.stdout.strip() == "[]"
+
+
 class FolderTest(parameterized.TestCase):
 
   def setUp(self):

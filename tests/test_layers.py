@@ -11,9 +11,9 @@ ROOT = pathlib.Path(__file__).parent.parent
 # From the lowest to the highest; a module imports its own layer and those
 # below. A package stands for all that is in it.
 LAYERS = (
-    "exits host_memory faults patience storage lock boards compilation watch "
-    "rendezvous tree masked sharding",
-    "fingerprints interruption item_files",
+    "ahead exits host_memory faults patience storage lock boards compilation "
+    "watch rendezvous tree masked sharding",
+    "profiling fingerprints interruption item_files",
     "distributed losses advantages models data config hf",
     "optimizer train_state checkpoint metrics",
     "guards rollout refill",

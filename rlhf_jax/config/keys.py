@@ -12,7 +12,7 @@ from rlhf_jax.models.transformer import (
 )
 
 _TOP = ("name seed stages inputs init model rm_model mesh axis_rules decode "
-        "data smallworld labelers guards").split()
+        "data smallworld labelers guards profile").split()
 _CLAIMS = {
     "anything": lambda x: True,  # of a key that other rules look after
     ">= 0": lambda x: x >= 0,

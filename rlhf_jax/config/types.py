@@ -64,7 +64,7 @@ _SORTS: dict[str, tuple[Callable[[Any], bool], str]] = {
             "distinct_fall"))),
     "True or False": (
         _is_bool, "pack_demonstrations whiten_advantages final_norm "
-        "tied_unembedding scale_by_layer refill"),
+        "tied_unembedding scale_by_layer refill profile"),
     "text, without null characters and half surrogate pairs": (
         is_text,
         "name root pretrain demonstrations prompts comparisons tokenizer "

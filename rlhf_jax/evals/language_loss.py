@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import numpy as np
 
-from rlhf_jax import losses, streams
+from rlhf_jax import losses, profiling, streams
 from rlhf_jax.models.policy import Policy
 from rlhf_jax.run import Run
 
@@ -42,10 +43,12 @@ def make_evaluate(run: Run, settings) -> Callable[[Any], Iterator]:
 
   def evaluate(params):
     for name, at in held_out.items():
-      total = count = 0.0
-      for number in range(min(at.num_batches, settings.max_eval_batches)):
-        part, tokens = eval_step(params, run.put(at(number)))
-        total, count = total + float(part), count + float(tokens)
+      with profiling.phase("validation loss"):
+        parts = jax.device_get([
+            eval_step(params, run.put(at(number)))
+            for number in range(
+                min(at.num_batches, settings.max_eval_batches))])
+      total, count = np.sum(parts, axis=0, dtype=float)
       yield f"validation/{name}/loss", total / count
 
   return evaluate

@@ -14,8 +14,8 @@ import ml_collections
 import numpy as np
 
 from rlhf_jax import (
-    checkpoint, config as config_lib, guards, labelers, metrics, rollout,
-    sampler, scoring, sharding,
+    checkpoint, config as config_lib, guards, labelers, metrics, profiling,
+    rollout, sampler, scoring, sharding,
 )
 from rlhf_jax.evals import (
     constant, divergence, intervals, language_loss, preferences, ranking,
@@ -109,6 +109,7 @@ def evaluate_policy(
     run: Run, instruments: Instruments, name: str,
     rows: Sequence[Mapping[str, Any]], settings
 ) -> Outcome:
+  profiling.next_step()
   params = run.policy_params(name)
   reference = run.policy_params(settings.reference)
   responses, kl, kl_sampled = sample(
@@ -141,7 +142,8 @@ def sample(run: Run, instruments: Instruments, name, params, reference, rows,
       run, instruments.generate, params, run.key(f"evaluate/{name}"),
       [row["prompt_tokens"] for row in rows], range(len(rows)), size):
     responses += texts
-    both = jax.device_get(instruments.kl(params, reference, sampled))
+    with profiling.phase("KL"):
+      both = jax.device_get(instruments.kl(params, reference, sampled))
     exact.append(both[0][:len(texts)])
     sampled_kl.append(both[1][:len(texts)])
   return responses, np.concatenate(exact), np.concatenate(sampled_kl)

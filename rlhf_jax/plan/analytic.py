@@ -24,7 +24,7 @@ from rlhf_jax.run import transformer_config
 _DATA, _FSDP, _TENSOR = range(3)
 # FLOPs over those of the model: "block" computes the forward pass once more.
 _REMAT_FLOPS = {"none": 1.0, "dots": 1.05, "block": 4 / 3}
-# bf16 arrays [rows, L, D] a layer keeps for its backward pass.
+# Arrays [rows, L, D] that a layer keeps for its backward pass.
 _KEPT = {"none": 16, "dots": 9, "block": 1}
 
 
@@ -125,8 +125,9 @@ def _work(one: _Pass, shape: tuple[int, ...]) -> Work:
   tokens = one.rows * one.length
   flops = one.rows * programs.forward_flops(
       model, one.length, num_logits=one.logits) / tensor
-  weights = 2.0 * _matrix_params(model) / tensor  # bf16, gathered
-  stream = 2.0 * tokens * model.d_model  # one activation
+  item = jax.numpy.dtype(model.dtype).itemsize
+  weights = float(item * _matrix_params(model)) / tensor  # gathered
+  stream = float(item * tokens * model.d_model)  # one activation
   passes = 1
   work = Work()
   if one.is_training:
@@ -149,9 +150,11 @@ def _work(one: _Pass, shape: tuple[int, ...]) -> Work:
 def _activations(one: _Pass, shape: tuple[int, ...]) -> float:
   """Bytes that live at once while a microbatch is read."""
   model, tensor = one.model, shape[_TENSOR]
-  stream = 2.0 * one.rows * one.length * model.d_model
+  item = jax.numpy.dtype(model.dtype).itemsize
+  stream = float(item * one.rows * one.length * model.d_model)
   kept = _KEPT[model.remat] * model.num_layers * stream * one.is_training
-  layer = 2 * 2.0 * model.num_block_weights / tensor  # gathered, and the next
+  # gathered, and the next
+  layer = 2.0 * item * model.num_block_weights / tensor
   scores = 3 * 4.0 * one.rows * one.length**2 * model.num_heads / tensor
   logits = 2 * 4.0 * one.rows * one.logits * model.padded_vocab_size / tensor
   return kept + layer + max(scores + 8 * stream, logits)

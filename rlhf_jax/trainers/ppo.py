@@ -3,6 +3,7 @@
 The method itself is in `ppo_step`: what becomes of a rollout.
 """
 
+import dataclasses
 import functools
 import time
 from typing import Any
@@ -11,7 +12,8 @@ import jax
 import numpy as np
 
 from rlhf_jax import (
-    checkpoint, loop, metrics, optimizer, ppo_step, sampler, sharding, streams,
+    checkpoint, loop, metrics, optimizer, ppo_step, profiling, sampler,
+    sharding, streams,
 )
 from rlhf_jax.evals import diversity
 from rlhf_jax.models import scalar
@@ -54,33 +56,31 @@ def make_training(run: Run, stage: str) -> loop.Training:
   streams_of = training_streams(run, stage, config)
   rows = run.rows_here(config.batch_size).astype(np.int32)
 
+  read = Reader(run)
+
   def step(state, batch, number):
     started = time.monotonic()
     row_ids = number * config.batch_size + rows
-    sampled = generate(
-        state.params, key_sample,
-        run.put({**batch["prompts"], "row_ids": row_ids}))
-    jax.block_until_ready(sampled)
-    sampling_seconds = time.monotonic() - started
+    with profiling.phase("generate") as done:
+      sampled = done(generate(
+          state.params, key_sample,
+          run.put({**batch["prompts"], "row_ids": row_ids})))
+    whole = sampler.gathered(run, sampled)
     ptx = batch.get("pretrain")
-    state, values = step_fn(
-        state, frozen, sampled, ptx and run.put(ptx["tokens"]),
-        jax.random.fold_in(key_perm, number))
-    # while the devices are at work
-    values |= rollout_figures(run, sampled)
-    values = jax.device_get(values)
-    values["train/ppo/rollout_seconds"] = sampling_seconds
-    values["train/ppo/iteration_seconds"] = time.monotonic() - started
+    with profiling.phase("score and update") as done:
+      state, values = done(step_fn(
+          state, frozen, sampled, ptx and run.put(ptx["tokens"]),
+          jax.random.fold_in(key_perm, number)))
     if ptx:
       values["train/ptx/next_row"] = (number + 1) * config.ptx_batch_size
-    return state, values
+    return state, Found(started, whole, values)
 
   return loop.Training(
       run=run, stage=stage, num_steps=config.num_iters, abstract=abstract,
       create=lambda: run.init(*start)[0], streams=streams_of,
       batch=lambda number: {
           name: at(number) for name, at in streams_of.items()},
-      step=step, constants={
+      step=step, read=read, constants={
           "score_unit": unit, "reward_bias": measured.get("bias"),
           "reward_score_sd": measured["score_sd"]},
       shown={"score": "train/ppo/score", "kl": "train/ppo/kl"})
@@ -95,10 +95,46 @@ def training_streams(run: Run, stage: str, config):
   return found
 
 
-def rollout_figures(run: Run, sampled: Rollout) -> dict[str, float]:
+@dataclasses.dataclass(frozen=True)
+class Found:
+  """What an iteration gives, perhaps before it is there.
+
+  Attributes:
+    started: when it was given to the devices, in seconds.
+    whole: its rollout, on every device.
+    values: its metrics.
+  """
+
+  started: float
+  whole: Rollout
+  values: dict[str, Any]
+
+
+class Reader:
+  """`read(found)`: an iteration's metrics, with what only guards want to know
+  and its seconds. They count from when the iteration before was read, or from
+  when this one was given to the devices, whatever is later."""
+
+  def __init__(self, run: Run):
+    self._run = run
+    self._ended = 0.0  # the iteration read last
+
+  def __call__(self, found: Found) -> dict[str, Any]:
+    jax.block_until_ready(found.whole)
+    sampled = time.monotonic()
+    # while the devices are at work
+    figures = rollout_figures(self._run, jax.device_get(found.whole))
+    values = jax.device_get(found.values)
+    started = max(found.started, self._ended)
+    self._ended = time.monotonic()
+    return values | figures | {
+        "train/ppo/rollout_seconds": sampled - started,
+        "train/ppo/iteration_seconds": self._ended - started}
+
+
+def rollout_figures(run: Run, whole: Rollout) -> dict[str, float]:
   """What only the guards want to know: how varied the responses are, and in
   Smallworld the truth that PPO never sees."""
-  whole = sampler.to_host(run, sampled)
   responses = [row[real] for row, real in zip(
       whole.response_tokens, whole.response_mask)]
   found = {"train/ppo/distinct": diversity.distinct(responses)}

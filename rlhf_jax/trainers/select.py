@@ -12,7 +12,9 @@ import jax
 import numpy as np
 import tabulate
 
-from rlhf_jax import checkpoint, metrics, sampler, scoring, sharding
+from rlhf_jax import (
+    checkpoint, metrics, profiling, sampler, scoring, sharding,
+)
 from rlhf_jax.evals import intervals
 from rlhf_jax.run import Run
 
@@ -32,6 +34,7 @@ def run_stage(run: Run, stage: str) -> dict[str, Any]:
     score = make_score(run, stage)
     found = {}
     for step in metrics.track(stage, steps, "checkpoint"):
+      profiling.next_step()
       params = run.load(settings.candidates, "params", policy, step)
       found[step] = score(params)
     best = best_step(found)
