@@ -82,6 +82,9 @@ def model(size: str) -> ConfigDict:
       scan_unroll=num_layers if size == MINI else 1,
       # of the length, whose logits are formed one after the other: less memory
       logit_parts=1,
+      # of whole rows: "plain" | "cudnn" (GPU) | "flash" (TPU); "plain" is
+      # always there, the others hold no scores in memory (docs/performance.md)
+      attention_kernel="plain",
       attention_pattern="dense",  # "dense" | "alternating" (GPT-3; band U)
       band_width=256,  # of every second block when "alternating"
       **ARCHITECTURE,

@@ -53,7 +53,8 @@ def run_all(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
   config, news = config_lib.with_imported(config)
   config_lib.validate(
       config, jax.device_count(),
-      slice_count=sharding.slice_count(jax.devices()))
+      slice_count=sharding.slice_count(jax.devices()),
+      platform=jax.default_backend())
   if news:
     metrics.say("\n".join(news))
   with storage_faults(config, workdir), alone(workdir):

@@ -78,7 +78,8 @@ def open_run(workdir: epath.Path) -> Run:
   config = pipeline.config_of(workdir)
   config_lib.validate(
       config, jax.device_count(),
-      slice_count=sharding.slice_count(jax.devices()), check_inputs=False)
+      slice_count=sharding.slice_count(jax.devices()),
+      platform=jax.default_backend(), check_inputs=False)
   return pipeline.make_run(config, workdir)
 
 

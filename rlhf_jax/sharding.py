@@ -191,6 +191,26 @@ def constrain(
   )
 
 
+def on_shards(function, inputs, output):
+  """`function` of each device's own parts, for what XLA cannot cut itself.
+
+  Args:
+    function: of arrays; it must treat what is cut apart independently.
+    inputs: logical axes of each of its arguments.
+    output: logical axes of its result.
+
+  Returns:
+    The same function of whole arrays; itself where no mesh is current.
+  """
+  rules = _rules.get()
+  if rules is None or jax.sharding.get_abstract_mesh().empty:
+    return function
+  spec = lambda logical: spec_for(logical, tuple(rules.items()))
+  return jax.shard_map(
+      function, in_specs=tuple(map(spec, inputs)), out_specs=spec(output),
+      check_vma=False)
+
+
 def move(x: jax.Array, source: NamedSharding, target: NamedSharding):
   """An array of a jitted function, from its shards into others.
 

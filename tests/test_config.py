@@ -90,6 +90,9 @@ _VIOLATIONS = (
     ("model.dtype", "float16", "model.dtype = 'float16' must be one of"),
     ("model.remat", "all", "model.remat = 'all' must be one of"),
     ("model.attention_pattern", "sparse", "attention_pattern = 'sparse'"),
+    ("model.attention_kernel", "fused", "attention_kernel = 'fused' must be"),
+    ("model.attention_kernel", "cudnn",
+     "computes in bfloat16 and config.model.dtype = 'float32'"),
     ("model.band_width", 0, "model.band_width = 0 must be >= 1"),
     ("model.context_length", 1, "context_length = 1 must be >= 2"),
     ("model.vocab_size", 200, "vocab_size = 200 is too small .* 257"),
@@ -245,6 +248,19 @@ class RulesTest(parameterized.TestCase):
     parent, _, name = path.rpartition(".")
     del (config[parent] if parent else config)[name]
     with self.assertRaisesRegex(ConfigError, f"lacks {name}"):
+      config_lib.validate(config, 1)
+
+  def test_kernels_need_their_devices_and_their_pattern(self):
+    config = ppo_ptx.get_config("mini")
+    config.model.attention_kernel = "flash"
+    config_lib.validate(config, 1, platform="tpu")
+    with self.assertRaisesRegex(
+        config_lib.ConfigError,
+        r"= 'flash' runs on TPUs alone and the devices here are CPUs; use one "
+        r"of \['plain'\]"):
+      config_lib.validate(config, 1, platform="cpu")
+    config.model.attention_pattern = "alternating"
+    with self.assertRaisesRegex(config_lib.ConfigError, "knows no bands"):
       config_lib.validate(config, 1)
 
   def test_slices_lie_along_data(self):
@@ -424,6 +440,7 @@ class StageKeysTest(parameterized.TestCase):
       ("sft", "sft.keep_checkpoints", 7),
       ("sft", "sft.num_microbatches", 4),
       ("sft", "model.remat", "block"),
+      ("sft", "model.attention_kernel", "flash"),
       ("sft", "data.comparisons", "jsonl:x"),
       ("rm", "model.num_layers", 2),
       ("rm", "rm.eval_batch_size", 8),

@@ -30,7 +30,8 @@ from rlhf_jax.config.names import (
     init_readings, is_reward_labeler, kind_of, name_of, readings, sources_of,
 )
 from rlhf_jax.config.rules import (
-    data_errors, file_errors, model_errors, reading_errors, stage_errors,
+    data_errors, file_errors, kernel_errors, model_errors, reading_errors,
+    stage_errors,
 )
 from rlhf_jax.config.types import stages_errors, top_errors, type_errors
 from rlhf_jax.data import records
@@ -48,7 +49,7 @@ _NOT_A_RESULT = frozenset(
     "keep_best "
     "num_microbatches num_ptx_microbatches num_rollout_parts num_row_parts "
     "eval_batch_size max_eval_batches remat scan_unroll "
-    "logit_parts".split())
+    "logit_parts attention_kernel".split())
 
 
 class ConfigError(ValueError):
@@ -84,6 +85,7 @@ def validate(
     device_count: int,
     *,
     slice_count: int = 1,
+    platform: str | None = None,
     check_inputs: bool = True,
 ) -> None:
   """Checks an experiment before anything is compiled or written.
@@ -92,6 +94,7 @@ def validate(
     config: the experiment, overrides applied.
     device_count: devices of all processes together.
     slice_count: TPU slices that the devices are of.
+    platform: what they are, "cpu", "gpu" or "tpu"; None where it is all one.
     check_inputs: also that all inputs are named and there: folders in
       `config.inputs`, data files, tokenizer. False to plan a run.
 
@@ -110,6 +113,7 @@ def validate(
       *reading_errors(tree, check_inputs),
       *imported.init_errors(tree),
       *model_errors(tree),
+      *kernel_errors(tree, platform),
       *data_errors(tree),
       *(e for stage in active(tree) for e in stage_errors(tree, stage)),
       *mesh_errors(tree, device_count, slice_count),

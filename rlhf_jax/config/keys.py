@@ -7,6 +7,7 @@ from rlhf_jax.config.names import (
     STAGES, Tree, at, is_weighted, kind_of, uses_smallworld,
 )
 from rlhf_jax.config.values import is_whole, shown
+from rlhf_jax.models.attention import KERNELS
 from rlhf_jax.models.transformer import (
     ACTIVATIONS, ATTENTION_PATTERNS, NORM_ORDERS, REMAT_POLICIES,
 )
@@ -37,6 +38,7 @@ _ONE_OF = {  # choices of the keys that are "one of" them
     "dtype": ("float32", "bfloat16"),
     "remat": tuple(REMAT_POLICIES),
     "attention_pattern": ATTENTION_PATTERNS,
+    "attention_kernel": KERNELS,
     "activation": tuple(ACTIVATIONS),
     "norm_order": NORM_ORDERS,
     "select": ("last", "loss", "rm_score"),
@@ -61,7 +63,8 @@ KEYS = {
         "None (as d_model makes it) or >= 1": "mlp_size embedding_size",
         "> 0": "init_stddev norm_epsilon",
         ">= 2": "context_length",  # a window predicts its next token
-        "one of": "dtype remat attention_pattern activation norm_order",
+        "one of": "dtype remat attention_pattern attention_kernel activation "
+                  "norm_order",
         "anything": "final_norm tied_unembedding scale_by_layer"},
     "init": {"anything": "policy reward_model"},
     "mesh": {"anything": "data fsdp tensor"},

@@ -17,6 +17,7 @@ from rlhf_jax.config.names import (
 )
 from rlhf_jax.data import records
 from rlhf_jax.data import sources
+from rlhf_jax.models.attention import KERNELS, PLATFORMS
 
 
 # What a policy and a scalar model with its body have alike.
@@ -82,6 +83,28 @@ def model_errors(tree: Tree) -> Iterator[str]:
     yield (f"config.model.vocab_size = {model['vocab_size']} and "
            f"config.rm_model.vocab_size = {rm_model['vocab_size']} differ; "
            "both models read the same tokens, so make them equal.")
+
+
+def kernel_errors(tree: Tree, platform: str | None) -> Iterator[str]:
+  """Of attention kernels that the devices or the model have not; the platform
+  is "cpu", "gpu" or "tpu", or None where nothing is run."""
+  for name in ("model", "rm_model"):
+    sizes = tree[name]
+    kernel = sizes["attention_kernel"]
+    place = f"config.{name}.attention_kernel = {kernel!r}"
+    needed = PLATFORMS.get(kernel)
+    if needed and platform not in (None, needed):
+      others = [k for k in KERNELS if PLATFORMS.get(k, platform) == platform]
+      yield (f"{place} runs on {needed.upper()}s alone and the devices here "
+             f"are {platform.upper()}s; use one of {others}.")
+    if kernel == "cudnn" and sizes["dtype"] != "bfloat16":
+      yield (f"{place} computes in bfloat16 and config.{name}.dtype = "
+             f"{sizes['dtype']!r}; use dtype='bfloat16' or "
+             "attention_kernel='plain'.")
+    if kernel == "flash" and sizes["attention_pattern"] != "dense":
+      yield (f"{place} knows no bands and config.{name}.attention_pattern = "
+             f"{sizes['attention_pattern']!r}; use 'dense' or "
+             "attention_kernel='plain'.")
 
 
 def data_errors(tree: Tree) -> Iterator[str]:

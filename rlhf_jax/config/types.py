@@ -79,8 +79,8 @@ _SORTS: dict[str, tuple[Callable[[Any], bool], str]] = {
         "labelers guards actions limits method optimizer critic_optimizer"),
     "anything": (
         _is_anything, "collect.policies fold dtype remat attention_pattern "
-        "select reward_unit denominator batching keep_best activation "
-        "norm_order "
+        "attention_kernel select reward_unit denominator batching keep_best "
+        "activation norm_order "
         + " ".join(f"guards.actions.{key}" for key in GUARDS)),
 }
 _SORT_OF = {key: (sort, holds)

@@ -5,8 +5,9 @@ import jax
 import jax.numpy as jnp
 
 from rlhf_jax import losses
+from rlhf_jax.models.attention import MASKED
 from rlhf_jax.models.transformer import (
-    MASKED, Transformer, TransformerConfig, normal_init,
+    Transformer, TransformerConfig, normal_init,
 )
 from rlhf_jax.sharding import constrain
 

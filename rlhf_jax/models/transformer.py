@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from rlhf_jax.models import attention
 from rlhf_jax.sharding import constrain
 
 REMAT_POLICIES = {
@@ -31,8 +32,6 @@ ACTIVATIONS = {
     "silu": nn.silu,
 }
 NORM_ORDERS = ("pre", "post")
-# Large negative, finite: a fully masked row gives a uniform softmax, not NaN.
-MASKED = -1e10
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,6 +77,7 @@ class TransformerConfig:
   position_offset: int
   scale_by_layer: bool
   logit_parts: int
+  attention_kernel: str
 
   @property
   def head_dim(self) -> int:
@@ -129,6 +129,8 @@ class Attention(nn.Module):
   def __call__(self, x, layer, mask, cache, cache_index):
     """x [B, L, D], mask [B, L, S] -> (out [B, L, D], cache).
 
+    The kernel "flash" takes the texts' numbers [B, L] in the mask's place.
+
     Without a cache (None) S = L. With one, a pair of [B, H, S, K], this
     call's keys and values are written at `cache_index` and read back.
     """
@@ -159,18 +161,23 @@ class Attention(nn.Module):
       key = jax.lax.dynamic_update_slice(cache[0], key, start)
       value = jax.lax.dynamic_update_slice(cache[1], value, start)
       cache = (key, value)
-    scale = c.head_dim**-0.5
-    if c.scale_by_layer:
-      scale = scale / (layer + 1)
-    scores = jnp.einsum(
-        "bhlk,bhsk->bhls", query, key, preferred_element_type=jnp.float32
-    ) * scale
-    scores = jnp.where(mask[:, None], scores, MASKED)
-    weights = jax.nn.softmax(scores, axis=-1).astype(dtype)
-    heads = jnp.einsum("bhls,bhsk->bhlk", weights, value)
+    heads = self.attend(query, key, value, layer, mask, cache)
     rows = jnp.swapaxes(heads, 1, 2).reshape(-1, c.d_model)
     out = rows @ out_kernel.astype(dtype).reshape(c.d_model, c.d_model)
     return (out + out_bias.astype(dtype)).reshape(x.shape), cache
+
+  def attend(self, query, key, value, layer, mask, cache):
+    """[B, H, L, K] of each; with a cache there is no kernel to choose."""
+    c = self.config
+    scale = c.head_dim**-0.5
+    if cache is not None or c.attention_kernel == "plain":
+      if c.scale_by_layer:
+        scale = scale / (layer + 1)
+      return attention.plain(query, key, value, mask, scale=scale)
+    if c.scale_by_layer:  # a kernel's scale is part of its program
+      query = (query / (layer + 1)).astype(query.dtype)
+    kernel = getattr(attention, c.attention_kernel)
+    return kernel(query, key, value, mask, scale=scale)
 
 
 class Mlp(nn.Module):
@@ -286,9 +293,13 @@ class Transformer(nn.Module):
     """
     positions = positions_of(mask)
     x = self.embed(tokens, positions, deterministic=deterministic)
-    masks = attention_masks(
-        self.config, query_positions=positions, key_positions=positions,
-        key_mask=mask, causal=causal_mask(tokens.shape[1]) & same_text(mask))
+    if self.config.attention_kernel == "flash":
+      masks = (mask.astype(jnp.int32),)
+    else:
+      masks = attention_masks(
+          self.config, query_positions=positions, key_positions=positions,
+          key_mask=mask,
+          causal=causal_mask(tokens.shape[1]) & same_text(mask))
     x, _ = self.blocks(
         x, jnp.arange(self.config.num_layers), masks, None, None,
         deterministic)

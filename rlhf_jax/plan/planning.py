@@ -102,7 +102,8 @@ def make_plan(
   else:
     devices, count = None, topology.num_devices
   config_lib.validate(
-      config, count, slice_count=topology.num_slices, check_inputs=False)
+      config, count, slice_count=topology.num_slices,
+      platform=topology.chip.platform, check_inputs=False)
   mesh = (sharding.make_mesh(**config.mesh, devices=devices) if devices
           else analytic.abstract_mesh(config, count))
   found = [p for p in programs.programs_of(config, mesh)
