@@ -3,11 +3,13 @@
 A system is a module `benchmarks.systems.NAME` with `PHASES`, phase ->
 make(job) -> a function that does the phase once and has its result on the
 host or its state updated when it returns; or that times itself with the job's
-recorder. `SKIPPED` says of other phases why they are missing. NumPy only.
+recorder. `SKIPPED` says of other phases why they are missing; `around()`, where
+there is one, is a context for all of it. NumPy only.
 """
 
 import argparse
 from collections.abc import Callable
+import contextlib
 import dataclasses
 import json
 import os
@@ -125,7 +127,9 @@ def main(system: ModuleType) -> None:
   parser.add_argument("--num_quiet", type=int, default=5)
   parser.add_argument("--most", type=int, default=15)
   args = parser.parse_args()
-  print(MARK + json.dumps(answer(system, args)), flush=True)
+  with getattr(system, "around", contextlib.nullcontext)():
+    found = answer(system, args)
+  print(MARK + json.dumps(found), flush=True)
 
 
 def answer(system: ModuleType, args) -> dict[str, Any]:

@@ -42,11 +42,13 @@ def config(size: work.Size) -> TransformerConfig:
 
 @functools.cache
 def _mesh():
-  """The mesh, made current for all of this process."""
-  mesh = sharding.make_mesh(data=1, fsdp=1, tensor=1,
+  return sharding.make_mesh(data=1, fsdp=1, tensor=1,
                             devices=jax.devices()[:1])
-  sharding.use(mesh, _RULES).__enter__()
-  return mesh
+
+
+def around():
+  """The mesh and its rules are current while anything runs."""
+  return sharding.use(_mesh(), _RULES)
 
 
 def load(job: timing.Job, name: str):
