@@ -279,8 +279,7 @@ def figures(
   flops = work.flops(size, phase)
   result = {"tokens_per_second": work.tokens(size, phase) / seconds,
             "gflops": flops / seconds / 1e9}
-  shapes = {} if phase in work.OWN_PHASES else gemm
-  if shapes:
+  if gemm:
     used = work.gemm_shapes(size, phase)
     at_limit = sum(2 * m * k * n / gemm[f"{m},{k},{n}"] for m, k, n in used)
     rate = sum(2 * m * k * n for m, k, n in used) / at_limit

@@ -147,10 +147,13 @@ def tokens(size: Size, phase: str) -> int:
 def floor_bytes(size: Size, phase: str) -> int:
   """Bytes that memory must move whatever the program, in float32: weights
   read in each decode step; what AdamW reads and writes, 28 a parameter."""
-  models = {"ppo_update": 2, "ppo_iteration": 2, "sft_step": 1, "rm_step": 1}
-  steps = size.minibatches * size.epochs if phase.startswith("ppo") else 1
-  moved = 28 * size.num_params * models.get(phase, 0) * steps
-  if phase in ("rollout", "ppo_iteration"):
+  num_steps = 0
+  if phase.startswith("ppo"):
+    num_steps = 2 * size.minibatches * size.epochs  # two models
+  elif phase.endswith("_step"):
+    num_steps = 1
+  moved = 28 * size.num_params * num_steps
+  if phase == "rollout" or phase.endswith("_iteration"):
     moved += 4 * size.num_params * size.response
   return moved
 

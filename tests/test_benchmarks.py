@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -22,8 +23,10 @@ def fixture_folder(tmp_path_factory):
   path = tmp_path_factory.mktemp("weights")
   weights.make(SIZE, path)
   weights.make_ending(SIZE, path)
+  jax.config.update("jax_disable_most_optimizations", True)  # a quick start
   with ours.around():
     yield path
+  jax.config.update("jax_disable_most_optimizations", False)
 
 
 def job(folder, num_warmups=1, num_quiet=1):

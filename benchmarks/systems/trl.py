@@ -293,8 +293,10 @@ def _losses(job) -> dict[str, float]:
     trainer = make(job, [], 1)
     trainer.train()
     log = trainer.state.log_history[0]
-    found |= {f"{name}_loss": log["loss"],
-              f"{name}_grad_norm": log["grad_norm"]}
+    # its mean counts a sequence's first token too, which nothing predicts
+    counted = job.size.length / (job.size.length - 1) if name == "sft" else 1
+    found |= {f"{name}_loss": log["loss"] * counted,
+              f"{name}_grad_norm": log["grad_norm"] * counted}
   return found
 
 

@@ -116,8 +116,12 @@ class GPT2(nnx.Module):
         "score.weight" in body) else None
 
   def __call__(self, tokens, positions, cache, attention_mask,
-               decode_only_last_token=False):
-    """(logits [B, T, V] or scores [B, T, 1], cache)."""
+               decode_only_last_token=False, segment_ids=None):
+    """(logits [B, T, V] or scores [B, T, 1], cache).
+
+    The mask says all that segment ids would.
+    """
+    del segment_ids
     x = self.tokens[...][tokens] + self.positions[...][positions]
     new_cache = None if cache is None else {}
     for number, block in enumerate(self.blocks):
