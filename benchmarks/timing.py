@@ -11,6 +11,7 @@ import argparse
 from collections.abc import Callable
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -182,9 +183,10 @@ def measure(call: Callable[[], Any], recorder: Recorder) -> dict[str, Any]:
 
 
 def times_itself(call: Callable[[], Any]) -> Callable[[], Any]:
-  """Marks a call that starts and stops the recorder."""
-  call.times_itself = True
-  return call
+  """The call, marked as one that starts and stops the recorder."""
+  marked = functools.partial(call)
+  marked.times_itself = True
+  return marked
 
 
 def gemm_rates(system: ModuleType, size: work.Size) -> dict[str, float]:

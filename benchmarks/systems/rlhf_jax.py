@@ -170,7 +170,11 @@ def score(job):
   tokens = job.inputs["tokens"]
   rows = _put([tokens, np.ones_like(tokens, bool)])
   function = _make_score(job)
-  return lambda: jax.block_until_ready(function(*models, *rows)) and None
+
+  def call():
+    jax.block_until_ready(function(*models, *rows))
+
+  return call
 
 
 def _values_of(job):
@@ -183,7 +187,11 @@ def value_fwd(job):
   params, function = load(job, "value"), _values_of(job)
   tokens = job.inputs["tokens"]
   rows = _put([tokens, np.ones_like(tokens, bool)])
-  return lambda: function(params, *rows).block_until_ready() and None
+
+  def call():
+    function(params, *rows).block_until_ready()
+
+  return call
 
 
 def _make_update(job, state, tx, **changes):
