@@ -53,6 +53,7 @@ class System:
 
 SYSTEMS = {
     OURS: System("rlhf_jax", "rlhf_jax"),
+    "rlhf_jax_allocator": System("rlhf_jax", "rlhf_jax", has_allocator=True),
     "torch": System("torch", "torch", has_allocator=True),
     "trl": System("trl", "trl"),
     "trl_allocator": System("trl", "trl", has_allocator=True),
