@@ -309,13 +309,13 @@ def main(argv: list[str]) -> None:
   del argv
   systems, sizes, phases = _SYSTEMS.value, _SIZES.value, _PHASES.value
   check_flags(systems, sizes, phases)
+  environments = os.path.abspath(os.path.expanduser(_ENVIRONMENTS.value))
   for system in systems:
-    python_of(SYSTEMS[system], _ENVIRONMENTS.value)
-  out = pathlib.Path(_OUT.value).absolute()
+    python_of(SYSTEMS[system], environments)
+  out = pathlib.Path(_OUT.value).expanduser().absolute()
   out.mkdir(parents=True, exist_ok=True)
   runner = Runner(
-      out, os.path.abspath(_ENVIRONMENTS.value),
-      shlex.split(_LAUNCHER.value),
+      out, environments, shlex.split(_LAUNCHER.value),
       (f"--num_quiet={_NUM_QUIET.value}", f"--most={_MOST.value}"))
   runner.add(kind="machine", num_cpus=len(os.sched_getaffinity(0)),
              processor=processor(), allocator=allocator(),
