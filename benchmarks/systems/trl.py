@@ -26,6 +26,7 @@ NAME = "trl"
 SKIPPED = {}
 _GREEDY = 16
 _MANY = 10_000  # steps; the recorder ends training
+_COPIES = 16  # of the rows, or each step were an epoch
 
 
 def load(job: timing.Job, name: str):
@@ -61,6 +62,13 @@ def _arguments(folder: str) -> dict:
       use_cpu=True, gradient_checkpointing=False, report_to="none",
       save_strategy="no", disable_tqdm=True, logging_steps=1,
       lr_scheduler_type="constant", warmup_steps=0)
+
+
+def _dataset(num_steps: int, **columns):
+  """A batch, or copies of it where there are several steps."""
+  copies = _COPIES if num_steps > 1 else 1
+  return datasets.Dataset.from_dict(
+      {name: x.tolist() * copies for name, x in columns.items()})
 
 
 class _Steps(transformers.TrainerCallback):
@@ -153,8 +161,7 @@ def _trainer(job, folder: str, callbacks, num_iterations: int, **changes):
       response_length=size.response, temperature=1.0, kl_coef=work.KL_COEF,
       gamma=work.DISCOUNT, lam=work.GAE_LAMBDA, cliprange=work.CLIP_EPS,
       cliprange_value=work.VALUE_CLIP_EPS, vf_coef=work.VALUE_COEF) | changes)
-  rows = datasets.Dataset.from_dict(
-      {"input_ids": job.inputs["prompts"].tolist()})
+  rows = _dataset(num_iterations, input_ids=job.inputs["prompts"])
   return ppo.PPOTrainer(
       args=args, processing_class=tokenizer(size), model=load(job, "policy"),
       ref_model=load(job, "reference"), reward_model=load(job, "reward"),
@@ -212,8 +219,7 @@ def _sft_trainer(job, callbacks, num_steps: int):
   args = trl.SFTConfig(**_arguments(tempfile.mkdtemp()) | dict(
       per_device_train_batch_size=size.batch, max_steps=num_steps,
       max_grad_norm=work.CLIP_NORM, max_length=size.length, packing=False))
-  rows = datasets.Dataset.from_dict(
-      {"input_ids": job.inputs["tokens"].tolist()})
+  rows = _dataset(num_steps, input_ids=job.inputs["tokens"])
   return trl.SFTTrainer(
       model=load(job, "policy"), args=args, train_dataset=rows,
       processing_class=tokenizer(size), callbacks=callbacks)
@@ -225,9 +231,8 @@ def _rm_trainer(job, callbacks, num_steps: int):
       per_device_train_batch_size=size.batch // 2, max_steps=num_steps,
       max_grad_norm=work.CLIP_NORM, max_length=size.length))
   tokens = job.inputs["tokens"].reshape(-1, 2, size.length)
-  rows = datasets.Dataset.from_dict(
-      {"chosen_ids": tokens[:, 0].tolist(),
-       "rejected_ids": tokens[:, 1].tolist()})
+  rows = _dataset(
+      num_steps, chosen_ids=tokens[:, 0], rejected_ids=tokens[:, 1])
   return trl.RewardTrainer(
       model=load(job, "reward"), args=args, train_dataset=rows,
       processing_class=tokenizer(size), callbacks=callbacks)
