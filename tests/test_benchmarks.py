@@ -129,14 +129,14 @@ def test_our_outputs_are_those_of_the_formulas(folder):
   assert found["greedy_ids"].max() < SIZE.vocab
 
 
-@pytest.mark.parametrize("phase", ["rollout", "ppo_ptx_iteration"])
+@pytest.mark.parametrize("phase", ["rollout", "value_fwd", "ppo_ptx_iteration"])
 def test_our_phases_run(folder, phase):
   here = job(folder)
   timing.measure(ours.PHASES[phase](here), here.recorder)
   found = here.recorder.result() | {"peak_mb": 1.0}
   rates = peers.figures(SIZE, phase, found, {}, {})
   assert rates["tokens_per_second"] == pytest.approx(
-      SIZE.batch * SIZE.response / found["seconds"])
+      work.tokens(SIZE, phase) / found["seconds"])
 
 
 def test_everybody_has_every_phase_or_says_why():
