@@ -129,7 +129,8 @@ def test_our_outputs_are_those_of_the_formulas(folder):
   assert found["greedy_ids"].max() < SIZE.vocab
 
 
-@pytest.mark.parametrize("phase", ["rollout", "value_fwd", "ppo_ptx_iteration"])
+@pytest.mark.parametrize(
+    "phase", ["rollout", "value_fwd", "ppo_ptx_iteration"])
 def test_our_phases_run(folder, phase):
   here = job(folder)
   timing.measure(ours.PHASES[phase](here), here.recorder)
