@@ -22,6 +22,7 @@ from benchmarks import timing
 from benchmarks import work
 
 NAME = "numpy"
+_TRIES = 5  # of a second or two
 _SOURCE = pathlib.Path(__file__).with_name("limits.c")
 
 
@@ -40,14 +41,18 @@ def program(folder: str) -> list[str]:
 
 
 def measure(launcher: list[str]) -> dict[str, Any]:
-  """`fma_flops`, `stream_bytes` and `threads`, or an empty dict."""
+  """`fma_flops`, `stream_bytes` and `threads`, or an empty dict: the best of
+  some tries, since others may be busy during one."""
   with tempfile.TemporaryDirectory() as folder:
     command = program(folder)
     if not command:
       return {}
-    done = subprocess.run(
-        [*launcher, *command], check=True, stdout=subprocess.PIPE, text=True)
-  return json.loads(done.stdout)
+    found = [
+        json.loads(subprocess.run(
+            [*launcher, *command], check=True, stdout=subprocess.PIPE,
+            text=True).stdout)
+        for _ in range(_TRIES)]
+  return {name: max(each[name] for each in found) for name in found[0]}
 
 
 def make_gemm(m: int, k: int, n: int):
