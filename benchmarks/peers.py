@@ -9,6 +9,7 @@ OUT/results.jsonl gets a line a phase as it comes, OUT/table.md and table.txt
 the tables. benchmarks/README.md says what is measured and how to read it.
 """
 
+from collections.abc import Callable
 import dataclasses
 import glob
 import json
@@ -43,20 +44,39 @@ class System:
   Attributes:
     module: of benchmarks.systems.
     environment: its folder's name.
-    has_allocator: whether it gets the better allocator.
+    variables: makes what is set in its processes beside.
   """
 
   module: str
   environment: str
-  has_allocator: bool = False
+  variables: Callable[[], dict[str, str]] = dict
+
+
+def allocator() -> dict[str, str]:
+  """What keeps large temporaries mapped: jemalloc where it is installed, else
+  settings of glibc's own."""
+  found = [path for pattern in ("/usr/lib/*/", "/usr/lib64/", "/usr/lib/")
+           for path in sorted(glob.glob(pattern + "libjemalloc.so*"))]
+  if found:
+    return {"LD_PRELOAD": found[0], "MALLOC_CONF": (
+        "oversize_threshold:1,background_thread:true,metadata_thp:auto,"
+        "dirty_decay_ms:-1,muzzy_decay_ms:-1")}
+  return {"MALLOC_MMAP_THRESHOLD_": str(2**32),
+          "MALLOC_TRIM_THRESHOLD_": str(2**36),
+          "MALLOC_TOP_PAD_": str(2**26)}
+
+
+def huge_pages() -> dict[str, str]:
+  """What maps large temporaries in pages of 2 MB (docs/performance.md)."""
+  return {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
 SYSTEMS = {
     OURS: System("rlhf_jax", "rlhf_jax"),
-    "rlhf_jax_allocator": System("rlhf_jax", "rlhf_jax", has_allocator=True),
-    "torch": System("torch", "torch", has_allocator=True),
+    "rlhf_jax_huge_pages": System("rlhf_jax", "rlhf_jax", huge_pages),
+    "torch": System("torch", "torch", allocator),
     "trl": System("trl", "trl"),
-    "trl_allocator": System("trl", "trl", has_allocator=True),
+    "trl_allocator": System("trl", "trl", allocator),
     "tunix": System("tunix", "tunix"),
 }
 
@@ -94,20 +114,6 @@ def python_of(system: System, environments: str) -> str:
       "leave the system out of --systems")
 
 
-def allocator() -> dict[str, str]:
-  """Variables that keep large temporaries mapped: jemalloc where it is
-  installed, else settings of glibc's own."""
-  found = [path for pattern in ("/usr/lib/*/", "/usr/lib64/", "/usr/lib/")
-           for path in sorted(glob.glob(pattern + "libjemalloc.so*"))]
-  if found:
-    return {"LD_PRELOAD": found[0], "MALLOC_CONF": (
-        "oversize_threshold:1,background_thread:true,metadata_thp:auto,"
-        "dirty_decay_ms:-1,muzzy_decay_ms:-1")}
-  return {"MALLOC_MMAP_THRESHOLD_": str(2**32),
-          "MALLOC_TRIM_THRESHOLD_": str(2**36),
-          "MALLOC_TOP_PAD_": str(2**26)}
-
-
 def ask(
     system: System, phase: str, size: str, folder: str, *, environments: str,
     launcher: list[str], options: tuple[str, ...] = (),
@@ -119,8 +125,7 @@ def ask(
   """
   variables = dict(os.environ) | {"TOKENIZERS_PARALLELISM": "false",
                                   "HF_HUB_OFFLINE": "1"}
-  if system.has_allocator:
-    variables |= allocator()
+  variables |= system.variables()
   command = [
       *launcher, python_of(system, environments), "-m",
       f"benchmarks.systems.{system.module}", f"--phase={phase}",

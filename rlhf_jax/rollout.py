@@ -87,11 +87,12 @@ def make_generate(
     row_ids = constrain(row_ids, "batch")
     forward = make_cached_forward(model, params)
     row_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, row_ids)
-    slots = jnp.arange(total)
 
     def masks_of(positions, key_mask, first):
-      """Of queries whose first stands in slot `first`."""
+      """[B, L, S] of queries whose first stands in slot `first`, and of the S
+      first slots as keys."""
       queries = first + jnp.arange(positions.shape[1])
+      slots = jnp.arange(key_mask.shape[1])
       return transformer.attention_masks(
           config, query_positions=positions,
           key_positions=transformer.positions_of(key_mask), key_mask=key_mask,
@@ -136,9 +137,8 @@ def make_generate(
     )
     with jax.named_scope("prefill"):
       positions = transformer.positions_of(prompt_mask)
-      key_mask = jnp.concatenate([prompt_mask, empty], axis=1)
       logits, caches = forward(
-          prompt_tokens, positions, masks_of(positions, key_mask, 0),
+          prompt_tokens, positions, masks_of(positions, prompt_mask, 0),
           state.caches, 0)
       state = sample(state.replace(caches=caches), logits)
     with jax.named_scope("decode"):
@@ -177,12 +177,27 @@ def sample_token(keys, logits, temperature):
   """
   logits = logits.astype(jnp.float32)
   if temperature == 0:
-    token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    token = first_largest(logits)
   else:
     logits = logits / temperature
-    token = jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
+    # jax.random.categorical, but for its argmax
+    noise = jax.vmap(
+        lambda key: jax.random.gumbel(key, logits.shape[-1:]))(keys)
+    token = first_largest(logits + noise)
   chosen = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0]
   return token, chosen - jax.nn.logsumexp(logits, axis=-1)
+
+
+def first_largest(x):
+  """x [B, V] -> [B] int32, the argmax; of NaN alone V - 1.
+
+  Two plain reductions, which XLA vectorizes: it takes the one of pairs that
+  `jnp.argmax` is one number at a time.
+  """
+  last = x.shape[-1] - 1
+  numbers = jnp.arange(x.shape[-1], dtype=jnp.int32)
+  is_largest = x == x.max(-1, keepdims=True)
+  return jnp.where(is_largest, numbers, last).min(-1)
 
 
 def empty_caches(config, batch: int, length: int):
@@ -218,7 +233,8 @@ def make_cached_forward(model: Policy, params: Any) -> Callable[..., Any]:
   Returns:
     forward(tokens [B, L], positions [B, L], masks, caches, index) -> (logits
     of the last position [B, V], caches), where `masks` are those of
-    `transformer.attention_masks`, [B, L, S], and keys go to slots `index` on.
+    `transformer.attention_masks`, [B, L, S], keys go to slots `index` on, and
+    the first S slots are read.
   """
   config = model.config
   block = Block(config)

@@ -3,7 +3,6 @@
 import collections
 import json
 import math
-import os
 import pathlib
 import shutil
 import subprocess

@@ -49,6 +49,21 @@ def _ending():
       _generate(model, eos_id=eos_id)(tiny.params(model), KEY, *rows))
 
 
+class ChoiceTest(absltest.TestCase):
+
+  def test_the_first_of_the_largest(self):
+    x = jnp.array(
+        [[0., 2., 2., 1.], [3., -jnp.inf, 3., 3.], [-1., -1., -1., 0.]])
+    np.testing.assert_array_equal(rollout.first_largest(x), [1, 0, 3])
+
+  def test_samples_are_those_of_categorical(self):
+    keys = jax.random.split(KEY, 64)
+    logits = jax.random.normal(jax.random.key(1), (64, 50)) * 2
+    tokens, _ = rollout.sample_token(keys, logits, 0.7)
+    np.testing.assert_array_equal(
+        tokens, jax.vmap(jax.random.categorical)(keys, logits / 0.7))
+
+
 class DistributionTest(parameterized.TestCase):
 
   @parameterized.parameters(1.0, 0.7)

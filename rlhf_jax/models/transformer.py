@@ -131,8 +131,9 @@ class Attention(nn.Module):
 
     The kernel "flash" takes the texts' numbers [B, L] in the mask's place.
 
-    Without a cache (None) S = L. With one, a pair of [B, H, S, K], this
-    call's keys and values are written at `cache_index` and read back.
+    Without a cache (None) S = L. With one, a pair of [B, H, C, K], this
+    call's keys and values are written at `cache_index`, and the first S of
+    all are read: S <= C, as the mask has it.
     """
     c = self.config
     dtype = jnp.dtype(c.dtype)
@@ -161,6 +162,8 @@ class Attention(nn.Module):
       key = jax.lax.dynamic_update_slice(cache[0], key, start)
       value = jax.lax.dynamic_update_slice(cache[1], value, start)
       cache = (key, value)
+      read = mask.shape[-1]
+      key, value = key[:, :, :read], value[:, :, :read]
     heads = self.attend(query, key, value, layer, mask, cache)
     rows = jnp.swapaxes(heads, 1, 2).reshape(-1, c.d_model)
     out = rows @ out_kernel.astype(dtype).reshape(c.d_model, c.d_model)
