@@ -15,6 +15,7 @@ base: where they are more than 15 % apart the row has a `*`.
 Writes growth.jsonl and growth.md, and prints the tables.
 """
 
+import argparse
 from collections.abc import Iterator, Sequence
 import dataclasses
 import json
@@ -23,8 +24,6 @@ import statistics
 import time
 from typing import Any
 
-from absl import app
-from absl import flags
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -36,14 +35,6 @@ from rlhf_jax import sharding
 from rlhf_jax.plan import analytic, chips, programs, roofline
 from rlhf_jax.plan.programs import Program
 
-_OUT = flags.DEFINE_string("out", "", "folder for the results; '' for none")
-_AXES = flags.DEFINE_list("axes", [], "which sizes to change; all by default")
-_PROGRAMS = flags.DEFINE_list(
-    "programs", [], "which programs to measure; all by default")
-_REPETITIONS = flags.DEFINE_integer(
-    "repetitions", 5, "of a program and its base in turns, after one pair to "
-    "warm up", lower_bound=1)
-
 TOLERANCE = 0.15
 _PROMPT = 64  # tokens
 BASE = {"batch": 16, "response": 64, "width": 128, "depth": 4,
@@ -53,6 +44,7 @@ POINTS = {"batch": (8, 16, 32), "response": (32, 64, 128),
           "vocabulary": (1024, 2048, 4096, 8192), "K": (2, 4, 8)}
 # Which programs each is a size of.
 _POLICY = ("sft", "ppo/generate", "ppo/step")
+PROGRAMS = (*_POLICY, "rm")
 AXES = {"batch": _POLICY, "response": _POLICY, "width": _POLICY,
         "depth": _POLICY, "vocabulary": _POLICY, "K": ("rm",)}
 
@@ -245,28 +237,45 @@ def format_table(rows: Sequence[dict[str, Any]], axis: str) -> str:
       lines, headers="keys", tablefmt="pipe", disable_numparse=True)
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-  axes = _AXES.value or list(AXES)
-  wanted = _PROGRAMS.value or [*_POLICY, "rm"]
-  for name, known in (("axes", list(AXES)), ("programs", [*_POLICY, "rm"])):
-    unknown = sorted(set(getattr(flags.FLAGS, name)) - set(known))
+def parse(words: list[str] | None = None) -> argparse.Namespace:
+  """The command line; exits with a message if it is none."""
+  parser = argparse.ArgumentParser(
+      description=__doc__,
+      formatter_class=argparse.RawDescriptionHelpFormatter)
+  names = lambda text: text.split(",")
+  parser.add_argument("--out", default="", help="folder for the results")
+  parser.add_argument("--axes", type=names, default=list(AXES),
+                      help="which sizes to change; all by default")
+  parser.add_argument("--programs", type=names, default=list(PROGRAMS),
+                      help="which programs to measure; all by default")
+  parser.add_argument(
+      "--repetitions", type=int, default=5,
+      help="of a program and its base in turns, after one pair to warm up")
+  args = parser.parse_args(words)
+  for name, known in (("axes", AXES), ("programs", PROGRAMS)):
+    unknown = sorted(set(getattr(args, name)) - set(known))
     if unknown:
-      raise app.UsageError(
-          f"--{name}={','.join(unknown)} is none of {', '.join(known)}")
+      parser.error(f"--{name}={','.join(unknown)} is none of "
+                   f"{', '.join(known)}")
+  if args.repetitions < 1:
+    parser.error(f"--repetitions={args.repetitions} must be at least 1")
+  return args
+
+
+def main() -> None:
+  args = parse()
   rows = []
-  for row in grow(axes, wanted, _REPETITIONS.value):
+  for row in grow(args.axes, args.programs, args.repetitions):
     rows.append(row)
     print(f"{row['program']} {row['sizes']}: {row['seconds']:.3f} s",
           flush=True)
   report = "\n\n".join(
       [f"{rows[0]['rates']['flops'] / 1e9:.0f} GFLOP/s, "
        f"{rows[0]['rates']['bandwidth'] / 1e9:.1f} GB/s; base {BASE}",
-       *(format_table(rows, axis) for axis in axes)])
+       *(format_table(rows, axis) for axis in args.axes)])
   print(report)
-  if _OUT.value:
-    folder = pathlib.Path(_OUT.value)
+  if args.out:
+    folder = pathlib.Path(args.out)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "growth.md").write_text(report + "\n")
     (folder / "growth.jsonl").write_text(
@@ -274,4 +283,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  main()

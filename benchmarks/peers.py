@@ -9,6 +9,7 @@ OUT/results.jsonl gets a line a phase as it comes, OUT/table.md and table.txt
 the tables. benchmarks/README.md says what is measured and how to read it.
 """
 
+import argparse
 from collections.abc import Callable
 import dataclasses
 import glob
@@ -20,8 +21,6 @@ import subprocess
 import sys
 from typing import Any
 
-from absl import app
-from absl import flags
 import numpy as np
 
 from benchmarks import limits
@@ -79,18 +78,6 @@ SYSTEMS = {
     "trl_allocator": System("trl", "trl", allocator),
     "tunix": System("tunix", "tunix"),
 }
-
-_SIZES = flags.DEFINE_list("sizes", ["tiny"], "of benchmarks/work.py")
-_SYSTEMS = flags.DEFINE_list("systems", list(SYSTEMS), "whom to measure")
-_PHASES = flags.DEFINE_list(
-    "phases", [*work.PHASES, *work.OWN_PHASES], "what to measure")
-_ENVIRONMENTS = flags.DEFINE_string(
-    "environments", None, "folder with a virtual environment a system")
-_OUT = flags.DEFINE_string("out", None, "folder for results and tables")
-_LAUNCHER = flags.DEFINE_string(
-    "launcher", "", "words before each program, as 'taskset -c 0,1'")
-_NUM_QUIET = flags.DEFINE_integer("num_quiet", 5, "quiet calls that suffice")
-_MOST = flags.DEFINE_integer("most", 15, "calls at most")
 
 
 class ProcessError(RuntimeError):
@@ -299,34 +286,56 @@ def figures(
   return result
 
 
-def check_flags(systems, sizes, phases) -> None:
-  """Raises ValueError for a name that is not known."""
-  known = (("--systems", systems, SYSTEMS), ("--sizes", sizes, work.SIZES),
-           ("--phases", phases, (*work.PHASES, *work.OWN_PHASES)))
-  for flag, names, all_names in known:
-    for name in names:
-      if name not in all_names:
-        raise ValueError(
-            f"{flag} has {name!r}; the known ones are {', '.join(all_names)}")
+def parse(words: list[str] | None = None) -> argparse.Namespace:
+  """The command line; exits with a message if it is none."""
+  parser = argparse.ArgumentParser(
+      description=__doc__,
+      formatter_class=argparse.RawDescriptionHelpFormatter)
+  names = lambda text: text.split(",")
+  phases = (*work.PHASES, *work.OWN_PHASES)
+  parser.add_argument("--sizes", type=names, default=["tiny"],
+                      help="of benchmarks/work.py")
+  parser.add_argument("--systems", type=names, default=list(SYSTEMS),
+                      help="whom to measure")
+  parser.add_argument("--phases", type=names, default=list(phases),
+                      help="what to measure")
+  parser.add_argument("--environments", required=True,
+                      help="folder with a virtual environment a system")
+  parser.add_argument("--out", required=True,
+                      help="folder for results and tables")
+  parser.add_argument("--launcher", type=shlex.split, default=[],
+                      help="words before each program, as 'taskset -c 0,1'")
+  parser.add_argument("--num_quiet", type=int, default=5,
+                      help="quiet calls that suffice")
+  parser.add_argument("--most", type=int, default=15, help="calls at most")
+  args = parser.parse_args(words)
+  for name, known in (("systems", SYSTEMS), ("sizes", work.SIZES),
+                      ("phases", phases)):
+    for value in getattr(args, name):
+      if value not in known:
+        parser.error(f"--{name} has {value!r}; the known ones are "
+                     f"{', '.join(known)}")
+  return args
 
 
-def main(argv: list[str]) -> None:
-  del argv
-  systems, sizes, phases = _SYSTEMS.value, _SIZES.value, _PHASES.value
-  check_flags(systems, sizes, phases)
-  environments = os.path.abspath(os.path.expanduser(_ENVIRONMENTS.value))
-  for system in systems:
-    python_of(SYSTEMS[system], environments)
-  out = pathlib.Path(_OUT.value).expanduser().absolute()
+def main() -> None:
+  args = parse()
+  environments = os.path.abspath(os.path.expanduser(args.environments))
+  for system in args.systems:
+    try:
+      python_of(SYSTEMS[system], environments)
+    except FileNotFoundError as error:
+      sys.exit(str(error))
+  out = pathlib.Path(args.out).expanduser().absolute()
   out.mkdir(parents=True, exist_ok=True)
   runner = Runner(
-      out, environments, shlex.split(_LAUNCHER.value),
-      (f"--num_quiet={_NUM_QUIET.value}", f"--most={_MOST.value}"))
+      out, environments, args.launcher,
+      (f"--num_quiet={args.num_quiet}", f"--most={args.most}"))
   runner.add(kind="machine", num_cpus=len(os.sched_getaffinity(0)),
              processor=processor(), allocator=allocator(),
              **limits.measure(runner.launcher))
-  for size in sizes:
-    runner.run_size(size, systems, phases)
+  for size in args.sizes:
+    runner.run_size(size, args.systems, args.phases)
     runner.write_tables()
   print((out / "table.txt").read_text(encoding="utf-8"))
 
@@ -341,5 +350,4 @@ def processor() -> str:
 
 
 if __name__ == "__main__":
-  flags.mark_flags_as_required(["environments", "out"])
-  app.run(main)
+  main()

@@ -29,7 +29,7 @@ def format_records(records: _Records, form: str) -> str:
 
 
 def rows(records: _Records) -> list[dict[str, str]]:
-  """A row a timed phase; `ours / theirs` is above 1 where ours is faster."""
+  """A row a timed phase; `theirs / ours` is above 1 where ours is faster."""
   timed = [r for r in records if "seconds" in r]
   ours = {r["phase"]: r["seconds"] for r in timed if r["system"] == OURS}
   return [_row(r, ours.get(r["phase"])) for r in timed]
@@ -45,7 +45,7 @@ def _row(r: dict[str, Any], ours: float | None) -> dict[str, str]:
       "min": f"{r['min_seconds']:.3f}",
       "max": f"{r['max_seconds']:.3f}",
       "quiet": f"{r['num_quiet']}/{r['num_calls']}",
-      "ours / theirs": f"{faster:.2f}" if faster else "",
+      "theirs / ours": f"{faster:.2f}" if faster else "",
       "tokens/s": f"{r['tokens_per_second']:.0f}",
       "GFLOP/s": f"{r['gflops']:.1f}",
       "of GEMM": share("gemm_share"),

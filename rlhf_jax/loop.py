@@ -130,8 +130,11 @@ def train(
         behind.read()
         run.writer.write(stage, now, measured)
       is_closing = training.closes and now == last
+      is_due = is_saved(now) and not is_closing
+      if is_due:
+        behind.read()  # takes as long as the step: one may be asked meanwhile
       is_asked = not is_closing and interruption.asked()
-      if is_asked or is_saved(now) and not is_closing:
+      if is_asked or is_due:
         values = behind.read()
         with profiling.phase("checkpoint"):
           run.writer.upload()

@@ -185,9 +185,11 @@ def test_a_system_without_common_outputs_is_refused():
       peers.differences(outputs(), {"other": 1}))
 
 
-def test_what_is_not_known_is_refused(tmp_path):
-  with pytest.raises(ValueError, match="--sizes has 'huge'"):
-    peers.check_flags(["torch"], ["huge"], ["rollout"])
+def test_what_is_not_known_is_refused(tmp_path, capsys):
+  with pytest.raises(SystemExit):
+    peers.parse(["--environments=a", "--out=b", "--sizes=tiny,huge"])
+  assert "--sizes has 'huge'; the known ones are tiny" in (
+      capsys.readouterr().err)
   with pytest.raises(FileNotFoundError, match="make_environments"):
     peers.python_of(peers.SYSTEMS["torch"], str(tmp_path))
 
