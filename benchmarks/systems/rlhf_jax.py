@@ -35,7 +35,7 @@ _GREEDY = 16
 def config(size: work.Size) -> TransformerConfig:
   sizes = common.model(common.MINI).to_dict() | dict(
       num_layers=size.layers, d_model=size.width, num_heads=size.heads,
-      context_length=size.context, vocab_size=size.vocab, vocab_multiple=16,
+      context_length=size.context, vocab_size=size.vocab,
       scan_unroll=size.layers)
   return TransformerConfig(**sizes, dropout_rate=0.0)
 
