@@ -22,6 +22,7 @@ from absl import app
 from absl import flags
 import tabulate
 
+from benchmarks import timing
 from rlhf_jax.data import cleaning
 from rlhf_jax.data import prepare
 from rlhf_jax.data import sources
@@ -146,20 +147,8 @@ def _prepare(path: str, tokenizer_path: str, out_dir: str) -> dict[str, Any]:
   return {
       "rows": report["rows_in"],
       "rows_out": sum(report["rows_out"].values()),
-      "peak_mb": round(_peak_kib() * 1024 / 1e6),
+      "peak_mb": round(timing.peak_bytes() / 1e6),
   }
-
-
-def _peak_kib() -> int:
-  """The most memory that this program has held.
-
-  Linux hands a parent's maximum down to `ru_maxrss` of what it starts; the
-  kernel's own line is of this program alone.
-  """
-  if os.path.exists("/proc/self/status"):
-    with open("/proc/self/status", encoding="ascii") as f:
-      return next(int(line.split()[1]) for line in f if "VmHWM" in line)
-  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def run(sizes: list[int], folder: str) -> list[dict[str, Any]]:

@@ -3,8 +3,9 @@
 A system is a module `benchmarks.systems.NAME` with `PHASES`, phase ->
 make(job) -> a function that does the phase once and has its result on the
 host or its state updated when it returns; or that times itself with the job's
-recorder. `SKIPPED` says of other phases why they are missing; `around()`, where
-there is one, is a context for all of it. NumPy only.
+recorder. `SKIPPED` says of other phases why they are missing; the versions of
+`PACKAGES` are recorded; `make_gemm(m, k, n)` is of `systems/products.py`;
+`around()`, where there is one, is a context for all of it. NumPy only.
 """
 
 import argparse
@@ -12,6 +13,7 @@ from collections.abc import Callable
 import contextlib
 import dataclasses
 import functools
+import importlib.metadata
 import json
 import os
 import pathlib
@@ -57,11 +59,7 @@ class Recorder:
     self._started = (_others_seconds(), time.perf_counter())
 
   def stop(self) -> None:
-    """Ends the interval.
-
-    Raises:
-      Enough: no more are needed, where `is_enough` is not asked.
-    """
+    """Ends the interval."""
     others, started = self._started
     seconds = time.perf_counter() - started
     self.seconds.append(seconds)
@@ -157,7 +155,8 @@ def answer(system: ModuleType, args) -> dict[str, Any]:
       **job.recorder.result(),
       "setup_seconds": setup_seconds,
       "peak_mb": peak_bytes() / 1e6,
-      "versions": system.versions(),
+      "versions": {name: importlib.metadata.version(name)
+                   for name in system.PACKAGES},
       **notes,
   }
 

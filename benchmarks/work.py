@@ -24,6 +24,7 @@ BETAS = (0.9, 0.95)
 EPS = 1e-8
 CLIP_NORM = 1.0  # of SFT and the reward model; PPO clips nothing
 LEARNING_RATE = 1e-6
+GREEDY = 16  # tokens of greedy responses that are compared
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,6 @@ One device, float32, no dropout, no remat, layers unrolled (as at `mini`).
 """
 
 import functools
-import importlib.metadata
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +11,11 @@ import numpy as np
 
 from benchmarks import timing
 from benchmarks import work
+from benchmarks.systems import products
 from experiments import common
 from rlhf_jax import (
-    optimizer, ppo_step, run, sampler, scoring, sharding, train_state,
-    tree,
+    host_memory, optimizer, ppo_step, run, sampler, scoring, sharding,
+    train_state, tree,
 )
 from rlhf_jax.evals import diversity
 from rlhf_jax.hf import importing
@@ -26,10 +26,11 @@ from rlhf_jax.rollout import Rollout
 from rlhf_jax.trainers import lm, rm
 
 NAME = "rlhf_jax"
+PACKAGES = ("jax", "jaxlib", "flax", "optax")
+make_gemm = products.in_jax
 SKIPPED = {}
 _RULES = common.AXIS_RULES
 _PTX_COEF = 27.8
-_GREEDY = 16
 
 
 def config(size: work.Size) -> TransformerConfig:
@@ -260,11 +261,16 @@ def _num_parts(batch: int) -> int:
   return max(1, batch // 8)
 
 
-def _sft(job):
-  params = load(job, "policy")
+def _train_state(job, name: str):
+  """(the state at the start, its optimizer) of a model that clips."""
   tx = _adam(work.CLIP_NORM)
   state, _ = sharding.init_sharded(
-      lambda p: train_state.create(p, tx), _mesh(), _RULES, params)
+      lambda p: train_state.create(p, tx), _mesh(), _RULES, load(job, name))
+  return state, tx
+
+
+def _sft(job):
+  state, tx = _train_state(job, "policy")
   step = sharding.jit_step(lm.make_lm_step(
       Policy(config(job.size)), tx, weights={"demonstrations": 1.0},
       num_microbatches=_num_parts(job.size.batch)), state)
@@ -277,10 +283,7 @@ def _sft(job):
 
 def _rm(job):
   """Every pair is a block of its own, each side a row."""
-  params = load(job, "reward")
-  tx = _adam(work.CLIP_NORM)
-  state, _ = sharding.init_sharded(
-      lambda p: train_state.create(p, tx), _mesh(), _RULES, params)
+  state, tx = _train_state(job, "reward")
   step = sharding.jit_step(rm.make_rm_step(
       Scalar(config(job.size)), tx, denominator="kept",
       num_microbatches=_num_parts(job.size.batch)), state)
@@ -371,7 +374,7 @@ def outputs(job: timing.Job) -> dict[str, np.ndarray]:
   prompts = _prompt_rows(job.inputs["prompts"])
   greedy = _generate(size, temperature=0.0)(
       state.params, jax.random.key(0), prompts)
-  found["greedy_ids"] = np.asarray(greedy.response_tokens)[:, :_GREEDY]
+  found["greedy_ids"] = np.asarray(greedy.response_tokens)[:, :work.GREEDY]
   sampled = _generate(size)(state.params, jax.random.key(0), prompts)
   logprobs = _make_score(job)(
       state.params, frozen.reference, frozen.reward_model, sampled.tokens,
@@ -396,17 +399,7 @@ def outputs(job: timing.Job) -> dict[str, np.ndarray]:
   return {name: np.asarray(x) for name, x in found.items()}
 
 
-def make_gemm(m: int, k: int, n: int):
-  a, b = jnp.ones((m, k)), jnp.ones((k, n))
-  product = jax.jit(jnp.matmul)
-  return lambda: product(a, b).block_until_ready()
-
-
-def versions() -> dict[str, str]:
-  return {name: importlib.metadata.version(name)
-          for name in ("jax", "jaxlib", "flax", "optax")}
-
-
 if __name__ == "__main__":
   import sys  # pylint: disable=g-import-not-at-top
+  host_memory.keep_freed_memory()  # as every command does
   timing.main(sys.modules[__name__])

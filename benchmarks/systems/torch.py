@@ -14,10 +14,12 @@ import transformers
 
 from benchmarks import timing
 from benchmarks import work
+from benchmarks.systems import products
 
 NAME = "torch"
+PACKAGES = ("torch", "transformers")
+make_gemm = products.in_torch
 SKIPPED = {}
-_GREEDY = 16
 
 
 def load(job: timing.Job, name: str, **options):
@@ -333,7 +335,7 @@ def outputs(job: timing.Job) -> dict[str, np.ndarray]:
       values=values, advantages=advantages, returns=returns,
       iteration_kl=(logprobs - ref_logprobs).sum(1).mean(),
       iteration_value_loss=0.5 * (values - returns).square().mean(),
-      greedy_ids=greedy[:, :_GREEDY],
+      greedy_ids=greedy[:, :work.GREEDY],
       sampled_logprobs=score_of(torch.cat([prompts, sampled], 1))[0])
   policy_loss, value_loss = ppo_losses(
       policy, value, _experience(job), size.response)
@@ -350,16 +352,6 @@ def outputs(job: timing.Job) -> dict[str, np.ndarray]:
 def _norm(model) -> float:
   return torch.nn.utils.get_total_norm(
       [p.grad for p in model.parameters() if p.grad is not None]).item()
-
-
-def make_gemm(m: int, k: int, n: int):
-  a, b = torch.ones(m, k), torch.ones(k, n)
-  return lambda: torch.mm(a, b)
-
-
-def versions() -> dict[str, str]:
-  return {"torch": torch.__version__,
-          "transformers": transformers.__version__}
 
 
 if __name__ == "__main__":

@@ -21,10 +21,12 @@ from trl.experimental.ppo import ppo_trainer
 
 from benchmarks import timing
 from benchmarks import work
+from benchmarks.systems import products
 
 NAME = "trl"
+PACKAGES = ("trl", "torch", "transformers")
+make_gemm = products.in_torch
 SKIPPED = {}
-_GREEDY = 16
 _MANY = 10_000  # steps; the recorder ends training
 _COPIES = 16  # of the rows, or each step were an epoch
 
@@ -278,7 +280,7 @@ def outputs(job: timing.Job) -> dict[str, np.ndarray]:
   found = dict(
       logprobs=_logprobs(policy, job, tokens), values=values, scores=scores,
       ref_logprobs=_logprobs(load(job, "reference"), job, tokens),
-      greedy_ids=greedy[:, cut:cut + _GREEDY],
+      greedy_ids=greedy[:, cut:cut + work.GREEDY],
       sampled_logprobs=_logprobs(policy, job, sampled))
   with torch.enable_grad():
     found |= _losses(job)
@@ -303,16 +305,6 @@ def _losses(job) -> dict[str, float]:
     found |= {f"{name}_loss": log["loss"] * counted,
               f"{name}_grad_norm": log["grad_norm"] * counted}
   return found
-
-
-def make_gemm(m: int, k: int, n: int):
-  a, b = torch.ones(m, k), torch.ones(k, n)
-  return lambda: torch.mm(a, b)
-
-
-def versions() -> dict[str, str]:
-  return {"trl": trl.__version__, "torch": torch.__version__,
-          "transformers": transformers.__version__}
 
 
 if __name__ == "__main__":

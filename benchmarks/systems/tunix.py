@@ -5,7 +5,6 @@ cache, masks and signatures. Everything around the model is tunix's.
 """
 
 import functools
-import importlib.metadata
 import itertools
 import sys
 import types
@@ -27,10 +26,12 @@ from tunix.sft import utils as sft_utils
 
 from benchmarks import timing
 from benchmarks import work
+from benchmarks.systems import products
 
 NAME = "tunix"
+PACKAGES = ("google-tunix", "jax", "jaxlib", "flax", "optax")
+make_gemm = products.in_jax
 SKIPPED = {"rm_step": "tunix 0.1.7 has no reward-model trainer"}
-_GREEDY = 16
 _MANY = 10**9
 _MASKED = -1e10
 
@@ -417,7 +418,7 @@ def outputs(job: timing.Job) -> dict[str, np.ndarray]:
       ref_logprobs=_logprobs(job, load(job, "reference"))(),
       values=_scores(job, value)()[:, -size.response - 1:-1],
       scores=_scores(job, load(job, "reward"))()[:, -1],
-      greedy_ids=greedy[:, :_GREEDY],
+      greedy_ids=greedy[:, :work.GREEDY],
       sampled_logprobs=common.compute_per_token_logps(
           *nnx.split(policy), prompt, jnp.asarray(sampled),
           pad_id=size.no_id, eos_id=size.no_id))
@@ -437,17 +438,6 @@ def outputs(job: timing.Job) -> dict[str, np.ndarray]:
   loss, _, norm = step(_sft_batch(job))
   found |= {"sft_loss": loss, "sft_grad_norm": norm}
   return {name: np.asarray(x) for name, x in found.items()}
-
-
-def make_gemm(m: int, k: int, n: int):
-  a, b = jnp.ones((m, k)), jnp.ones((k, n))
-  product = jax.jit(jnp.matmul)
-  return lambda: product(a, b).block_until_ready()
-
-
-def versions() -> dict[str, str]:
-  return {name: importlib.metadata.version(name)
-          for name in ("google-tunix", "jax", "jaxlib", "flax", "optax")}
 
 
 if __name__ == "__main__":

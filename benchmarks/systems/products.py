@@ -1,0 +1,19 @@
+"""A product of matrices in the libraries that more than one system has."""
+
+
+def in_jax(m: int, k: int, n: int):
+  """A function that computes [m, k] x [k, n] once."""
+  import jax  # pylint: disable=g-import-not-at-top
+  import jax.numpy as jnp  # pylint: disable=g-import-not-at-top
+
+  a, b = jnp.ones((m, k)), jnp.ones((k, n))
+  product = jax.jit(jnp.matmul)
+  return lambda: product(a, b).block_until_ready()
+
+
+def in_torch(m: int, k: int, n: int):
+  """The same in PyTorch."""
+  import torch  # pylint: disable=g-import-not-at-top
+
+  a, b = torch.ones(m, k), torch.ones(k, n)
+  return lambda: torch.mm(a, b)
