@@ -65,14 +65,8 @@ def allocator() -> dict[str, str]:
           "MALLOC_TOP_PAD_": str(2**26)}
 
 
-def huge_pages() -> dict[str, str]:
-  """What maps large temporaries in pages of 2 MB (docs/performance.md)."""
-  return {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-
-
 SYSTEMS = {
     OURS: System("rlhf_jax", "rlhf_jax"),
-    "rlhf_jax_huge_pages": System("rlhf_jax", "rlhf_jax", huge_pages),
     "torch": System("torch", "torch", allocator),
     "trl": System("trl", "trl"),
     "trl_allocator": System("trl", "trl", allocator),

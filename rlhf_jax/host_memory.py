@@ -1,26 +1,29 @@
-"""Keeps freed host memory for the next step, where the C library is glibc.
+"""Host memory in large pages, where the C library is glibc on Linux.
 
-On CPU every step frees its buffers and allocates them again. By default glibc
-hands large ones back to the system, which clears each page anew. Results do
-not depend on it. Which devices there are is not known yet when it must be
-called; beside an accelerator the process merely keeps its peak of host memory.
+On CPU every step allocates its buffers anew, and their pages of 4 kB are many
+to be cleared, mapped and found again. Results do not depend on it. glibc (2.35
+and up) asks the kernel for pages of 2 MB where a variable says so as the
+program starts, and never later; a kernel that has none ignores it.
 """
 
-import ctypes
+import os
 import platform
+import sys
 
-# malloc.h
-_TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
+_VARIABLE = "GLIBC_TUNABLES"
+_NAME = "glibc.malloc.hugetlb"
 
 
-def keep_freed_memory() -> bool:
-  """Call before JAX starts its threads, which else have heaps of their own;
-  False where the C library is not glibc."""
-  if platform.libc_ver()[0] != "glibc":
-    return False
-  mallopt = ctypes.CDLL(None).mallopt
-  return all((
-      mallopt(_MMAP_MAX, 0),  # large blocks from the heap, which is kept
-      mallopt(_TRIM_THRESHOLD, 2**31 - 1),
-      mallopt(_ARENA_MAX, 1),  # other heaps are too small for them
-  ))
+def restart_with_large_pages() -> None:
+  """Begins the program again, as the same process, with the variable set.
+
+  To be called first: what was done before is done twice. It returns in the
+  program begun again, where the variable already says something of large
+  pages, and where there is no glibc.
+  """
+  tunables = os.environ.get(_VARIABLE, "")
+  if _NAME in tunables or platform.libc_ver()[0] != "glibc":
+    return
+  tunables = ":".join(filter(None, (tunables, f"{_NAME}=1")))
+  os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]],
+            {**os.environ, _VARIABLE: tunables})

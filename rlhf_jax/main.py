@@ -9,9 +9,10 @@ As one of several processes, with one of:
       --coordinator=HOST:PORT --num_processes=N --process_id=I
 """
 
-from rlhf_jax import exits
+from rlhf_jax import exits, host_memory
 
 if __name__ == "__main__":
+  host_memory.restart_with_large_pages()
   exits.heed_early_signals()  # while the rest is imported
 
 # pylint: disable=wrong-import-position
@@ -22,7 +23,7 @@ from etils import epath
 
 from rlhf_jax import (
     checkpoint, command, compilation, config, distributed, faults, guards,
-    handoff, host_memory, interruption, lock, metrics, pipeline, storage,
+    handoff, interruption, lock, metrics, pipeline, storage,
 )
 from rlhf_jax.data.records import DataError
 from rlhf_jax.hf.fields import FolderError
@@ -63,7 +64,6 @@ _USER_ERRORS = (
 def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-  host_memory.keep_freed_memory()
   logging.set_verbosity(logging.WARNING)  # the libraries' own; ours is printed
   logging.get_absl_logger().addFilter(faults.is_news)
   workdir = epath.Path(_WORKDIR.value or f"runs/{_CONFIG.value.name}")

@@ -154,15 +154,17 @@ def next_kl_coef(kl_coef, kl, num_episodes, settings: PPOSettings):
 def make_response_logprobs(policy: Policy, temperature: float):
   """Builds `logprobs(params, tokens, mask, T) -> float32 [B, T]`.
 
-  Logits are formed at the T positions that predict the response only.
+  Hidden states and logits are formed at the T positions that predict the
+  response only.
   """
 
   def response_logprobs(params, tokens, mask, length):
     hidden = policy.apply(
-        {"params": params}, tokens, mask, method="hidden")
+        {"params": params}, tokens, mask, places=before(tokens, length),
+        method="hidden")
     return policy.apply(
-        {"params": params}, hidden[:, -length - 1:-1], tokens[:, -length:],
-        temperature, method="logprobs")
+        {"params": params}, hidden, tokens[:, -length:], temperature,
+        method="logprobs")
 
   return response_logprobs
 
@@ -171,10 +173,16 @@ def make_response_values(critic: Scalar):
   """Builds `values(params, tokens, mask, T) -> [B, T]`: V before each token."""
 
   def response_values(params, tokens, mask, length):
-    values = critic.apply({"params": params}, tokens, mask)
-    return values[:, -length - 1:-1]
+    return critic.apply(
+        {"params": params}, tokens, mask, places=before(tokens, length))
 
   return response_values
+
+
+def before(tokens, length: int) -> tuple[int, int]:
+  """The places, (first, end), before each of the last `length` tokens."""
+  total = tokens.shape[1]
+  return total - length - 1, total - 1
 
 
 # ------------------------------------------------------------------ score
@@ -193,13 +201,15 @@ def make_score(policy: Policy, critic: Scalar, settings: PPOSettings):
   def forward(state, frozen, part: Rollout):
     length = part.response_mask.shape[1]
     args = (part.tokens, part.mask, length)
-    scores = critic.apply(
-        {"params": frozen.reward_model}, part.tokens, part.mask)
+    total = part.mask.shape[1]
+    scores = critic.apply(  # read at the last token, one of the response's
+        {"params": frozen.reward_model}, part.tokens, part.mask,
+        places=(total - length, total))
     return {
         "logprobs": logprobs_of(state.params, *args),
         "ref_logprobs": logprobs_of(frozen.reference, *args),
         "values": values_of(state.critic, *args),
-        "scores": scalar.at_last_token(scores, part.mask),
+        "scores": scalar.at_last_token(scores, part.response_mask),
     }
 
   def score(state, frozen, sampled: Rollout):

@@ -8,6 +8,12 @@ and the state if it was saved. Nothing is written. The exit status is 0 where
 everything is the same to the last bit, and 1 where it is not.
 """
 
+from rlhf_jax import host_memory
+
+if __name__ == "__main__":
+  host_memory.restart_with_large_pages()
+
+# pylint: disable=wrong-import-position
 from collections.abc import Mapping, Sequence
 import dataclasses
 import re
@@ -22,8 +28,7 @@ import tabulate
 
 from rlhf_jax import (
     checkpoint, compilation, config as config_lib, distributed, exits,
-    fingerprints, host_memory, loop, metrics, pipeline, sharding, storage,
-    train_state,
+    fingerprints, loop, metrics, pipeline, sharding, storage, train_state,
 )
 from rlhf_jax.checkpoint import CheckpointError
 from rlhf_jax.data.records import DataError
@@ -217,7 +222,6 @@ def warn_of_other_devices(run: Run, stage: str, found: Replayed) -> None:
 def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-  host_memory.keep_freed_memory()
   logging.set_verbosity(logging.WARNING)
   compilation.enable_compilation_cache(_WORKDIR.value)
   try:

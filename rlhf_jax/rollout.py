@@ -245,13 +245,17 @@ def make_cached_forward(model: Policy, params: Any) -> Callable[..., Any]:
     x = model.apply(
         {"params": params}, tokens, positions,
         method=lambda m, *args: m.transformer.embed(*args))
-    new_caches = []
+    length, new_caches = tokens.shape[1], []
+    # the last block computes nothing but what the next token comes from
+    newest = None if length == 1 else (length - 1, length)
     for number, (layer, cache) in enumerate(zip(layers, caches)):
+      is_last = number == config.num_layers - 1
       x, cache = block.apply(
-          {"params": layer}, x, number, masks, cache, index, True)
+          {"params": layer}, x, number, masks, cache, index, True,
+          newest if is_last else None)
       new_caches.append(cache)
     logits = model.apply(
-        {"params": params}, x[:, -1:],
+        {"params": params}, x,
         method=lambda m, x: m.logits(m.transformer.finish(x)))
     return logits[:, 0], tuple(new_caches)
 

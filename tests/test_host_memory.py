@@ -1,39 +1,70 @@
-"""Freed memory stays with the process."""
+"""The program begins again with its memory in large pages."""
 
+import os
 import pathlib
 import platform
+import re
 import subprocess
 import sys
 
-from rlhf_jax import host_memory
+import pytest
 
 PROGRAM = """
-import pathlib
+import os, pathlib, re, sys
 from rlhf_jax import host_memory
 
-def resident_mb():
-  status = pathlib.Path("/proc/self/status").read_text()
-  return int(status.split("VmRSS:")[1].split()[0]) / 1024
-
-if {keep}:
-  assert host_memory.keep_freed_memory()
+print("begun", os.getpid(), flush=True)
+host_memory.restart_with_large_pages()
 block = bytearray(300 * 2**20)
 block[:] = bytes(len(block))
-del block
-print(resident_mb())
+huge = re.search(r"AnonHugePages: *(\\d+)",
+                 pathlib.Path("/proc/self/smaps_rollup").read_text())
+print(sys.argv[1:], sys.flags.utf8_mode, os.environ.get("GLIBC_TUNABLES"),
+      int(huge[1]) // 1024, sep=";")
 """
+_IS_GLIBC = platform.libc_ver()[0] == "glibc"
+_MODE = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
-def resident_after_freeing_300_mb(keep: bool) -> float:
+def begin(**variables) -> tuple[list[str], list[str]]:
+  """(ids of the process as it began, each time; what it printed then)."""
+  environment = {name: value for name, value in os.environ.items()
+                 if name != "GLIBC_TUNABLES"} | variables
   result = subprocess.run(
-      [sys.executable, "-c", PROGRAM.format(keep=keep)], check=True,
-      capture_output=True, text=True, cwd=pathlib.Path(__file__).parent.parent)
-  return float(result.stdout)
+      [sys.executable, "-X", "utf8", "-c", PROGRAM, "--a=b c", ""], check=True,
+      capture_output=True, text=True, env=environment,
+      cwd=pathlib.Path(__file__).parent.parent)
+  *begun, last = result.stdout.splitlines()
+  return [line.split()[1] for line in begun], last.split(";")
 
 
-def test_freed_blocks_are_kept():
-  if platform.libc_ver()[0] != "glibc":  # nothing to set, and it says so
-    assert not host_memory.keep_freed_memory()
-    return
-  assert resident_after_freeing_300_mb(keep=False) < 200
-  assert resident_after_freeing_300_mb(keep=True) > 250
+def test_it_begins_once_more_as_the_same_process():
+  begun, (arguments, utf8_mode, tunables, _) = begin()
+  assert (arguments, utf8_mode) == ("['--a=b c', '']", "1")
+  if _IS_GLIBC:
+    assert len(begun) == 2 and begun[0] == begun[1]
+    assert tunables == "glibc.malloc.hugetlb=1"
+  else:
+    assert len(begun) == 1 and tunables == "None"
+
+
+@pytest.mark.parametrize("said", (
+    "glibc.malloc.hugetlb=0", "glibc.malloc.hugetlb=2:glibc.malloc.check=0"))
+def test_what_the_user_said_of_large_pages_stays(said):
+  begun, (_, _, tunables, _) = begin(GLIBC_TUNABLES=said)
+  assert len(begun) == 1 and tunables == said
+
+
+@pytest.mark.skipif(not _IS_GLIBC, reason="another C library")
+def test_other_settings_stay():
+  _, (_, _, tunables, _) = begin(GLIBC_TUNABLES="glibc.malloc.check=0")
+  assert tunables == "glibc.malloc.check=0:glibc.malloc.hugetlb=1"
+
+
+@pytest.mark.skipif(
+    not _MODE.exists() or "[madvise]" not in _MODE.read_text(),
+    reason="this kernel gives none, or to all")
+def test_large_blocks_lie_in_large_pages():
+  _, (*_, megabytes) = begin()
+  _, (*_, without) = begin(GLIBC_TUNABLES="glibc.malloc.hugetlb=0")
+  assert int(megabytes) > 250 and int(without) < 50

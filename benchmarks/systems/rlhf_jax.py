@@ -401,5 +401,5 @@ def outputs(job: timing.Job) -> dict[str, np.ndarray]:
 
 if __name__ == "__main__":
   import sys  # pylint: disable=g-import-not-at-top
-  host_memory.keep_freed_memory()  # as every command does
+  host_memory.restart_with_large_pages()  # as the program does
   timing.main(sys.modules[__name__])

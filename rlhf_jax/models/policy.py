@@ -30,9 +30,11 @@ class Policy(nn.Module):
     return self.logits(
         self.transformer(tokens, mask, deterministic=deterministic))
 
-  def hidden(self, tokens, mask, *, deterministic=True):
-    """tokens, mask [B, L] -> hidden [B, L, D]."""
-    return self.transformer(tokens, mask, deterministic=deterministic)
+  def hidden(self, tokens, mask, *, places=None, deterministic=True):
+    """tokens, mask [B, L] -> hidden [B, L, D], or of the places (first, end)
+    alone [B, end - first, D]."""
+    return self.transformer(
+        tokens, mask, places=places, deterministic=deterministic)
 
   def logits(self, hidden):
     """hidden [B, L, D] -> float32 logits [B, L, V_padded].

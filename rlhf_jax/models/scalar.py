@@ -35,10 +35,11 @@ class Scalar(nn.Module):
     self.transformer = Transformer(self.config)
     self.head = Head()
 
-  def __call__(self, tokens, mask, *, deterministic=True):
-    """tokens, mask [B, L] -> values [B, L], float32."""
-    return self.head(
-        self.transformer(tokens, mask, deterministic=deterministic))
+  def __call__(self, tokens, mask, *, places=None, deterministic=True):
+    """tokens, mask [B, L] -> values [B, L], float32, or of the places (first,
+    end) alone [B, end - first]."""
+    return self.head(self.transformer(
+        tokens, mask, places=places, deterministic=deterministic))
 
 
 def at_last_token(values: jax.Array, mask: jax.Array) -> jax.Array:

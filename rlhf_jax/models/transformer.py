@@ -126,10 +126,12 @@ class Attention(nn.Module):
   config: TransformerConfig
 
   @nn.compact
-  def __call__(self, x, layer, mask, cache, cache_index):
+  def __call__(self, x, layer, mask, cache, cache_index, places):
     """x [B, L, D], mask [B, L, S] -> (out [B, L, D], cache).
 
-    The kernel "flash" takes the texts' numbers [B, L] in the mask's place.
+    With places (first, end) they alone attend, to all: out [B, end - first,
+    D]. The kernel "flash", which takes the texts' numbers [B, L] in the mask's
+    place, has no such form.
 
     Without a cache (None) S = L. With one, a pair of [B, H, C, K], this
     call's keys and values are written at `cache_index`, and the first S of
@@ -147,16 +149,24 @@ class Attention(nn.Module):
         (c.num_heads, c.head_dim, c.d_model))
     out_bias = self.param("out_bias", nn.initializers.zeros, (c.d_model,))
 
-    batch, length = x.shape[:2]
-    rows = x.reshape(-1, c.d_model)  # plain matrices, as in Mlp
-    qkv = rows @ qkv_kernel.astype(dtype).reshape(c.d_model, -1)
-    qkv = qkv + qkv_bias.astype(dtype).reshape(-1)
-    # heads are the outer axis, so that the flat one still divides over them
-    qkv = qkv.reshape(batch, length, c.num_heads, 3, c.head_dim)
-    query, key, value = (
-        constrain(jnp.swapaxes(qkv[:, :, :, i], 1, 2),  # [B, H, L, K]
-                  "batch", "heads", "length", None) for i in range(3)
-    )
+    def project(x, first, end):
+      """Of query, key, value those from `first` to `end`, each [B, H, L, K]."""
+      rows = x.reshape(-1, c.d_model)  # plain matrices, as in Mlp
+      kernel, bias = qkv_kernel[:, :, first:end], qkv_bias[:, first:end]
+      out = rows @ kernel.astype(dtype).reshape(c.d_model, -1)
+      out = out + bias.astype(dtype).reshape(-1)
+      # heads are the outer axis, so that the flat one still divides over them
+      out = out.reshape(*x.shape[:2], c.num_heads, -1, c.head_dim)
+      return (
+          constrain(jnp.swapaxes(out[:, :, :, i], 1, 2),
+                    "batch", "heads", "length", None)
+          for i in range(end - first))
+
+    if places is None:
+      query, key, value = project(x, 0, 3)
+    else:
+      (query,), (key, value) = project(at(x, places), 0, 1), project(x, 1, 3)
+      mask = at(mask, places)
     if cache is not None:
       start = (0, 0, cache_index, 0)
       key = jax.lax.dynamic_update_slice(cache[0], key, start)
@@ -165,9 +175,11 @@ class Attention(nn.Module):
       read = mask.shape[-1]
       key, value = key[:, :, :read], value[:, :, :read]
     heads = self.attend(query, key, value, layer, mask, cache)
-    rows = jnp.swapaxes(heads, 1, 2).reshape(-1, c.d_model)
+    heads = jnp.swapaxes(heads, 1, 2)
+    rows = heads.reshape(-1, c.d_model)
     out = rows @ out_kernel.astype(dtype).reshape(c.d_model, c.d_model)
-    return (out + out_bias.astype(dtype)).reshape(x.shape), cache
+    out = (out + out_bias.astype(dtype)).reshape(*heads.shape[:2], c.d_model)
+    return out, cache
 
   def attend(self, query, key, value, layer, mask, cache):
     """[B, H, L, K] of each; with a cache there is no kernel to choose."""
@@ -219,11 +231,13 @@ class Block(nn.Module):
   config: TransformerConfig
 
   @nn.compact
-  def __call__(self, x, layer, masks, cache, cache_index, deterministic):
+  def __call__(
+      self, x, layer, masks, cache, cache_index, deterministic, places=None):
     """x [B, L, D]; masks: one [B, L, S] a pattern; layer: this block's number.
 
     Returns:
-      (x [B, L, D], cache)
+      (x [B, L, D], or of the places (first, end) alone [B, end - first, D];
+      cache)
     """
     c = self.config
     dropout = nn.Dropout(c.dropout_rate, deterministic=deterministic)
@@ -236,12 +250,17 @@ class Block(nn.Module):
     x = constrain(x, "batch", "length", "embed")
     if c.norm_order == "pre":
       attended, cache = attend(
-          attention_norm(x), layer, mask, cache, cache_index)
-      x = x + dropout(attended)
+          attention_norm(x), layer, mask, cache, cache_index, places)
+      x = at(x, places) + dropout(attended)
       return x + dropout(mlp(mlp_norm(x))), cache
-    attended, cache = attend(x, layer, mask, cache, cache_index)
-    x = attention_norm(x + dropout(attended))
+    attended, cache = attend(x, layer, mask, cache, cache_index, places)
+    x = attention_norm(at(x, places) + dropout(attended))
     return mlp_norm(x + dropout(mlp(x))), cache
+
+
+def at(x, places: tuple[int, int] | None):
+  """x [B, L, ...] -> its places first to end, or all."""
+  return x if places is None else x[:, slice(*places)]
 
 
 def layer_norm(config: TransformerConfig, **kwargs) -> nn.LayerNorm:
@@ -283,7 +302,7 @@ class Transformer(nn.Module):
       self.final_norm = layer_norm(c)
     self.dropout = nn.Dropout(c.dropout_rate)
 
-  def __call__(self, tokens, mask, *, deterministic=True):
+  def __call__(self, tokens, mask, *, places=None, deterministic=True):
     """Final hidden states [B, L, E], in the compute dtype; E is D but where
     `embedding_size` says otherwise.
 
@@ -292,6 +311,8 @@ class Transformer(nn.Module):
       mask: [B, L]; 0 is padding, other numbers the texts packed into the
         row: one number a text, rising along the row (1 or True where a row
         holds one). Texts do not see each other.
+      places: (first, end): the hidden states of these places alone, [B, end -
+        first, E]. Where blocks are unrolled the last one computes no others.
       deterministic: no dropout.
     """
     positions = positions_of(mask)
@@ -303,10 +324,31 @@ class Transformer(nn.Module):
           self.config, query_positions=positions, key_positions=positions,
           key_mask=mask,
           causal=causal_mask(tokens.shape[1]) & same_text(mask))
+    if self._narrows(places, deterministic):
+      return self.finish(self._narrowed(x, masks, places))
     x, _ = self.blocks(
         x, jnp.arange(self.config.num_layers), masks, None, None,
         deterministic)
-    return self.finish(x)
+    return self.finish(at(x, places))
+
+  def _narrows(self, places, deterministic) -> bool:
+    """Whether the last block is taken out of the stack to be cut to places:
+    of one that is scanned over, a cut would copy all the others."""
+    c = self.config
+    return (places is not None and deterministic and c.remat == "none"
+            and c.scan_unroll >= c.num_layers
+            and c.attention_kernel != "flash")
+
+  def _narrowed(self, x, masks, places):
+    """All blocks, the last for places (first, end) alone."""
+    c = self.config
+    layers = unstacked(self.blocks.variables["params"], c.num_layers)
+    for number, layer in enumerate(layers):
+      is_last = number == c.num_layers - 1
+      x, _ = Block(c, parent=None).apply(
+          {"params": layer}, x, number, masks, None, None, True,
+          places if is_last else None)
+    return x
 
   def embed(self, tokens, positions, *, deterministic=True):
     """tokens, positions [B, L] -> [B, L, D] in the compute dtype."""
@@ -326,6 +368,14 @@ class Transformer(nn.Module):
     if c.d_embedding != c.d_model:
       x = self.project_out(x)
     return constrain(x, "batch", "length", "embed")
+
+
+def unstacked(blocks, num_layers: int) -> tuple:
+  """Parameters of blocks on one leading axis -> those of each by itself."""
+  leaves, treedef = jax.tree.flatten(blocks)
+  cut = lambda x: jax.lax.split(x, (1,) * num_layers)
+  layers = zip(*([part[0] for part in cut(leaf)] for leaf in leaves))
+  return tuple(treedef.unflatten(layer) for layer in layers)
 
 
 def lookup(table: nn.Embed, ids):

@@ -123,7 +123,7 @@ def figures(found: dict[str, list], every: int, num_bytes: int) -> dict:
 
 
 def main(folder: str, num_pairs: int) -> None:
-  host_memory.keep_freed_memory()  # as the program does
+  host_memory.restart_with_large_pages()  # as the program does
   workdir = storage.absolute(folder)
   compilation.enable_compilation_cache(workdir)
   config = mini_config()

@@ -53,7 +53,7 @@ def sampled(every: int):
 
 
 def main(workdir: str, num_iters: int, every: int) -> None:
-  host_memory.keep_freed_memory()  # as the program does
+  host_memory.restart_with_large_pages()  # as the program does
   config = tiny_run.only(
       ("ppo",), ppo__num_iters=num_iters,
       ppo__every_save_steps=EVERY_SAVE_STEPS)
