@@ -20,7 +20,8 @@ _FLASH_BLOCK = 128  # places; its blocks divide a row
 
 
 def plain(query, key, value, mask, *, scale):
-  """Softmax attention, written out.
+  """Softmax attention, written out; what is divided by the sum of weights is
+  the result, which is smaller than the weights.
 
   Args:
     query: [B, H, L, K].
@@ -35,8 +36,11 @@ def plain(query, key, value, mask, *, scale):
       "bhlk,bhsk->bhls", query, key, preferred_element_type=jnp.float32
   ) * scale
   scores = jnp.where(mask[:, None], scores, MASKED)
-  weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-  return jnp.einsum("bhls,bhsk->bhlk", weights, value)
+  weights = jnp.exp(scores - jax.lax.stop_gradient(
+      scores.max(-1, keepdims=True)))
+  total = weights.sum(-1, keepdims=True)
+  out = jnp.einsum("bhls,bhsk->bhlk", weights.astype(value.dtype), value)
+  return (out / total).astype(value.dtype)
 
 
 def cudnn(query, key, value, mask, *, scale: float):
