@@ -215,9 +215,7 @@ def unstacked(params: Any, num_layers: int) -> Any:
   there, and the same arrays where they are unstacked already."""
   body = dict(params["transformer"])
   if not isinstance(body["blocks"], tuple):
-    body["blocks"] = tuple(
-        jax.tree.map(lambda x, i=i: x[i], body["blocks"])
-        for i in range(num_layers))
+    body["blocks"] = transformer.unstacked(body["blocks"], num_layers)
   return {**params, "transformer": body}
 
 

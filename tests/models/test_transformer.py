@@ -12,6 +12,7 @@ import numpy as np
 from rlhf_jax import losses, run
 from rlhf_jax.evals import language_loss
 from rlhf_jax.models import transformer
+from rlhf_jax.plan import costs, hlo
 from tests import tiny
 
 PATTERNS = ("dense", "alternating")
@@ -225,6 +226,58 @@ class EquivalentProgramsTest(parameterized.TestCase):
     chex.assert_trees_all_close(
         _gradients(tiny.policy(**changes)), _gradients(tiny.policy()),
         rtol=1e-5, atol=1e-6)
+
+
+class PlacesTest(parameterized.TestCase):
+  """Hidden states of some places are those of all, cut."""
+
+  @parameterized.named_parameters(
+      ("unrolled", dict(scan_unroll=3)),
+      ("scanned", {}),
+      ("banded", dict(scan_unroll=3, attention_pattern="alternating")),
+      ("post", dict(scan_unroll=3, norm_order="post", final_norm=False)),
+      ("scaled", dict(scan_unroll=3, scale_by_layer=True)),
+      ("one_block", dict(scan_unroll=1, num_layers=1)),
+  )
+  def test_values_and_gradients(self, changes):
+    model = tiny.policy(**dict(num_layers=3) | changes)
+    tokens, mask = tiny.prompts(6, 8)
+    seen = np.where(mask, 1 + (np.arange(8) > 4), 0)  # two texts a row
+
+    def hidden(params, places):
+      return model.apply(
+          {"params": params}, tokens, seen, places=places, method="hidden")
+
+    whole = lambda params: hidden(params, None)[:, 3:7]
+    cut = lambda params: hidden(params, (3, 7))
+    for function in (whole, cut):
+      self.assertEqual(
+          jax.eval_shape(function, tiny.params(model)).shape, (6, 4, 16))
+    weights = np.random.default_rng(0).normal(size=(6, 4, 16))
+    weights *= mask[:, 3:7, None]  # what padding sees is nobody's matter
+    loss = lambda function: tiny.jit(jax.value_and_grad(
+        lambda params: (function(params) * weights).sum()))
+    chex.assert_trees_all_close(
+        loss(cut)(tiny.params(model)), loss(whole)(tiny.params(model)),
+        rtol=1e-4, atol=1e-5)
+
+  def test_the_last_block_does_less(self):
+    """Its query, its output and its MLP are of one place in eight; keys and
+    values are of all."""
+    flops = {}
+    for name, places in (("whole", None), ("cut", (7, 8))):
+      model = tiny.policy(num_layers=1)
+      compiled = tiny.jit(lambda params, model=model, places=places: (
+          model.apply({"params": params}, tiny.tokens(64, 8),
+                      jnp.ones((64, 8), bool), places=places,
+                      method="hidden"))).lower(tiny.params(model)).compile()
+      module = hlo.parse(compiled.as_text())
+      flops[name] = costs.total(costs.count(module, (1,), ())).flops
+    width, rows = 16, 64 * 8
+    products = 2 * rows * width * width * (1 + 1 + 8)  # query, output, MLP
+    attention = 2 * rows * 8 * width * 2
+    self.assertEqual(flops["whole"] - flops["cut"],
+                     (products + attention) * 7 / 8)
 
 
 @functools.cache
