@@ -1,4 +1,4 @@
-"""A product of matrices in the libraries that more than one system has."""
+"""What several systems have of their library: a product of matrices, a norm."""
 
 
 def in_jax(m: int, k: int, n: int):
@@ -17,3 +17,9 @@ def in_torch(m: int, k: int, n: int):
 
   a, b = torch.ones(m, k), torch.ones(k, n)
   return lambda: torch.mm(a, b)
+
+
+def torch_norm(tensors) -> float:
+  """The global norm of PyTorch tensors, summed in float64: its own sums
+  float32 squares in an order that loses a thousandth of a large one."""
+  return sum(x.double().square().sum().item() for x in tensors) ** 0.5

@@ -5,9 +5,11 @@ reward model are `SFTTrainer` and `RewardTrainer`. Settings other than TRL's
 own: benchmarks/README.md.
 """
 
+import contextlib
 import os
 import sys
 import tempfile
+from unittest import mock
 
 import datasets
 import numpy as np
@@ -287,6 +289,22 @@ def outputs(job: timing.Job) -> dict[str, np.ndarray]:
   return {name: np.asarray(x) for name, x in found.items()}
 
 
+@contextlib.contextmanager
+def _norms_in_float64():
+  """What is logged of a gradient's norm is exact; the clipping is its own."""
+  clip = torch.nn.utils.clip_grad_norm_
+
+  def clip_and_measure(parameters, *args, **options):
+    parameters = list(parameters)
+    norm = products.torch_norm(
+        p.grad for p in parameters if p.grad is not None)
+    clip(parameters, *args, **options)
+    return torch.tensor(norm, dtype=torch.float64)
+
+  with mock.patch.object(torch.nn.utils, "clip_grad_norm_", clip_and_measure):
+    yield
+
+
 def _losses(job) -> dict[str, float]:
   sampling = ppo_trainer.batch_generation
   ppo_trainer.batch_generation = _forced(job)
@@ -298,7 +316,8 @@ def _losses(job) -> dict[str, float]:
            "iteration_value_loss": log["loss/value_avg"]}
   for name, make in (("sft", _sft_trainer), ("rm", _rm_trainer)):
     trainer = make(job, [], 1)
-    trainer.train()
+    with _norms_in_float64():
+      trainer.train()
     log = trainer.state.log_history[0]
     # its mean counts a sequence's first token too, which nothing predicts
     counted = job.size.length / (job.size.length - 1) if name == "sft" else 1
