@@ -24,6 +24,8 @@ KEY = jax.random.key(3)
 # Eight heads and 40 rows of vocabulary, to be cut over all devices.
 SIZES = dict(num_heads=8)
 POLICY, SCALAR = tiny.policy(**SIZES), tiny.scalar(**SIZES)
+# Of these the last block is cut to the places that are read.
+UNROLLED = {"scan_unroll": 2}
 MOMENTUM = optax.sgd(0.1, momentum=0.9)
 
 # (mesh, kind of rules, parts of a minibatch, of its pretraining rows, of a
@@ -130,6 +132,10 @@ class SameNumbersTest(parameterized.TestCase):
                          num_rollout_parts, other):
     mesh, rules = tiny.make_mesh(name), tiny.RULES[kind]
     put = lambda x: sharding.put_batch(x, mesh, rules)
+    policy, critic = POLICY, SCALAR
+    if kind == "large":
+      policy, critic = (
+          make(**SIZES, **UNROLLED) for make in (tiny.policy, tiny.scalar))
     with sharding.use(mesh, rules):
       frozen, _ = tiny.shard(_frozen(), mesh, rules)
       generate = tiny.make_generate(
@@ -139,7 +145,7 @@ class SameNumbersTest(parameterized.TestCase):
 
       state, shardings = tiny.shard(_ppo_state(), mesh, rules)
       step = ppo_step.make_ppo_step(
-          POLICY, SCALAR, MOMENTUM, MOMENTUM, _settings(
+          policy, critic, MOMENTUM, MOMENTUM, _settings(
               num_microbatches=num_parts, num_ptx_microbatches=num_ptx_parts))
       self._check_step("ppo", tiny.jit(
           step, donate_argnums=0, out_shardings=(shardings, None))(
