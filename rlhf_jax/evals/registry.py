@@ -24,7 +24,6 @@ from rlhf_jax.evals import (
 # policy said to the held-out prompts; all policies together; a reward model.
 MODEL, RESPONSES, CONTEST, REWARD_MODEL = (
     "model", "responses", "contest", "reward_model")
-EXTRA = "pip install 'rlhf_jax[evals]'"
 
 
 class LeftOut(Exception):
@@ -61,7 +60,8 @@ class Evaluator:
       DataError: a row of the file is not of its format.
     """
     if self.package and importlib.util.find_spec(self.package) is None:
-      raise LeftOut(f"needs the package {self.package}: {EXTRA}")
+      raise LeftOut("needs a package that is not installed: run 'pip install "
+                    f"{self.package.replace('_', '-')}'")
     if self.read is None:
       return []
     path = items_lib.locate(self.file, root)

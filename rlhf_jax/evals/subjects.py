@@ -87,6 +87,10 @@ class Bench:
     """Parameters of the KL's reference, loaded when first asked for."""
     return self.run.policy_params(self.settings.reference)
 
+  def release(self) -> None:
+    """Frees the reference's parameters; they are loaded again if asked for."""
+    vars(self).pop("reference", None)
+
   @functools.cached_property
   def prompts(self) -> list[Mapping[str, Any]]:
     """The held-out prompts."""

@@ -8,7 +8,9 @@ from typing import Any
 
 from rlhf_jax import config as config_lib, metrics, sharding
 from rlhf_jax.config import names
-from rlhf_jax.evals import contest, finished, registry, subjects
+from rlhf_jax.evals import (
+    contest, finished, registry, responses, subjects,
+)
 from rlhf_jax.evals.contest import Who
 from rlhf_jax.evals.registry import Evaluator, LeftOut
 from rlhf_jax.evals.responses import Responses
@@ -46,10 +48,12 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-  """An evaluator with its items."""
+  """An evaluator with its items; one that was asked for by name, not as one of
+  a suite, is done or refused."""
 
   evaluator: Evaluator
   items: Sequence[Any]
+  is_asked: bool
 
   @functools.cached_property
   def num_texts(self) -> int:
@@ -107,7 +111,8 @@ def prepare(names_: Sequence[str], root: str, limit: int | None
     try:
       if evaluator is None:
         raise LeftOut(registry.UNMEASURED[name])
-      tasks[name] = Task(evaluator, evaluator.items(root, limit))
+      tasks[name] = Task(
+          evaluator, evaluator.items(root, limit), name in asked)
     except LeftOut as reason:
       if name in asked:
         raise LeftOut(f"--suite={name}: {reason}") from None
@@ -120,47 +125,67 @@ class Measurement:
 
   def __init__(self, runs: Mapping[str, Run], tasks: Mapping[str, Task],
                left_out: Mapping[str, str], options: Options):
+    """Decides who is measured by what.
+
+    Args:
+      runs: by the names that results have.
+      tasks: as of `prepare`.
+      left_out: likewise.
+      options: how.
+
+    Raises:
+      CheckpointError: a policy that the options name is not there.
+      LeftOut: a task that was asked for cannot be done, or the judge not be.
+    """
     self.runs, self.options = dict(runs), options
     self.report = Report(left_out=dict(left_out))
-    self.tasks = {name: task for name, task in tasks.items()
-                  if self._can_do(name, task.evaluator)}
+    self.tasks = dict(tasks)
     self.policies = {name: finished.policies_of(run, options.policies)
                      for name, run in self.runs.items()}
     self.baseline = {
-        name: finished.choose(run, "baseline", options.baseline,
-                     (finished.own_setting(run, "baseline", "sft"), "sft"))
+        name: finished.choose(
+            run, "baseline", options.baseline,
+            (finished.own_setting(run, "baseline", "sft"), "sft"))
         for name, run in self.runs.items()}
-    self.judge = None
-    if self._of(registry.CONTEST):
-      self._choose_judge()
-      for name, policies in self.policies.items():
-        if self._of(registry.CONTEST) and self.baseline[name] not in policies:
-          policies.insert(0, self.baseline[name])
     self.responses: dict[Who, Responses] = {}
+    self.judge = None
+    for name, task in tasks.items():
+      for run in self.runs.values():
+        self._leave_out_for(finished.why_not(run, task.evaluator), name)
+    if self._of(registry.CONTEST):
+      self._prepare_contest()
 
-  def _can_do(self, name: str, evaluator: Evaluator) -> bool:
-    reasons = [finished.why_not(run, evaluator) for run in self.runs.values()]
-    reasons = [reason for reason in reasons if reason]
-    if reasons:
-      self.report.left_out[name] = "; ".join(reasons)
-    return not reasons
-
-  def _of(self, *scopes: str) -> dict[str, Task]:
-    return {name: task for name, task in self.tasks.items()
-            if task.evaluator.scope in scopes}
-
-  def _leave_out(self, scope: str, reason: str) -> None:
-    for name in self._of(scope):
-      self.report.left_out[name] = reason
-      del self.tasks[name]
-
-  def _choose_judge(self) -> None:
+  def _prepare_contest(self) -> None:
     try:
       self.judge = finished.choose_judge(self.runs, self.options.judge)
     except LeftOut as reason:
       if self.options.judge:
         raise
-      self._leave_out(registry.CONTEST, str(reason))
+      self._leave_out_for(str(reason), *self._of(registry.CONTEST))
+      return
+    for name, policies in self.policies.items():
+      if self.baseline[name] not in policies:
+        policies.insert(0, self.baseline[name])
+    if sum(map(len, self.policies.values())) < 2:
+      self._leave_out_for("there is one policy only", "elo")
+    shared = set.intersection(*(
+        {row["prompt"] for row in responses.held_out_prompts(
+            run, self.options.num_prompts)} for run in self.runs.values()))
+    if not shared:
+      self._leave_out_for("the runs have no held-out prompt in common", "elo")
+
+  def _leave_out_for(self, reason: str, *tasks: str) -> None:
+    """Leaves out tasks if there is a reason; refuses those asked for."""
+    for name in tasks:
+      if reason and name in self.tasks:
+        if self.tasks[name].is_asked:
+          raise LeftOut(f"--suite={name}: {reason}")
+        self.report.left_out[name] = reason
+        del self.tasks[name]
+
+  def _of(self, *scopes: str) -> dict[str, Task]:
+    return {name: task for name, task in self.tasks.items()
+            if task.evaluator.scope in scopes}
 
   def measure(self) -> Iterator[Report]:
     """Yields what is measured so far after each policy, and in the end: all
@@ -179,6 +204,7 @@ class Measurement:
           yield self.report
         with self._using(bench.run):
           self._measure_reward_models(name, bench)
+        bench.release()
       if self._of(registry.CONTEST):
         self._measure_contest(next(iter(benches.values())))
     yield self.report
@@ -245,12 +271,6 @@ class Measurement:
     held = contest.Contest(
         {who: found.text_of for who, found in self.responses.items()},
         self.baseline, referee)
-    common = contest.common_prompts(list(held.entrants.values()))
-    if "elo" in self.tasks and (len(held.entrants) < 2 or not common):
-      self.report.left_out["elo"] = (
-          "the runs have no held-out prompt in common" if not common else
-          "there is one policy only")
-      del self.tasks["elo"]
     for who, texts in held.entrants.items():
       for task_name, task in self._of(registry.CONTEST).items():
         self._add(*who, task_name, task.measure(held, who))

@@ -67,5 +67,5 @@ def test_each_context_of_published_samples_is_asked_once(tmp_path):
 def test_a_missing_library_is_named_with_the_command(monkeypatch):
   monkeypatch.setitem(sys.modules, "sacrebleu", None)
   evaluator = registry.EVALUATORS["fr_to_en"]
-  with pytest.raises(registry.LeftOut, match=r"sacrebleu: pip install 'rlhf"):
+  with pytest.raises(registry.LeftOut, match="run 'pip install sacrebleu'"):
     evaluator.items("", None)
