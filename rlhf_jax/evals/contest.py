@@ -111,7 +111,7 @@ def win_rate(contest: Contest, who: Who) -> Iterator[Row]:
     points = outcomes(
         [contest.entrants[who], contest.entrants[baseline]],
         contest.referee.judge)
-    yield results.share("win_rate", points[:, 0, 1])
+    yield results.mean("win_rate", points[:, 0, 1])
 
 
 def rating(contest: Contest, who: Who) -> Iterator[Row]:

@@ -64,6 +64,8 @@ class Bench:
   def __init__(self, run: Run, settings: Settings,
                tick: Callable[[int], None] = lambda number: None):
     self.run, self.settings, self.tick = run, settings, tick
+    # filled up to a row a batch shard
+    self.batch_size = run.batch_size_for(settings.batch_size)
     self.context_length = run.config.model.context_length
     self.new_tokens = min(run.response_length, MAX_NEW_TOKENS)
     policy, replicated = run.policy(), sharding.replicated(run.mesh)
@@ -80,7 +82,7 @@ class Bench:
     self.kl = jax.jit(
         divergence.make_kl(policy, settings.temperature or 1.0),
         out_shardings=replicated)
-    self.scorer = scoring.Scorer(run, run.scalar(), settings.batch_size)
+    self.scorer = scoring.Scorer(run, run.scalar(), self.batch_size)
 
   @functools.cached_property
   def reference(self) -> Any:
@@ -112,7 +114,7 @@ class Bench:
 
   def batches(self, number: int) -> Iterator[int]:
     """The real rows of each batch, as `number` rows are cut into them."""
-    size = self.settings.batch_size
+    size = self.batch_size
     for start in range(0, number, size):
       yield min(size, number - start)
 
@@ -163,7 +165,7 @@ class Policy:
     for _, part in sampler.respond(
         bench.run, bench.complete, self._params, jax.random.key(0),
         [of[-length:] for of in tokens], range(len(tokens)),
-        bench.settings.batch_size, length):
+        bench.batch_size, length):
       written += part
       bench.tick(len(part))
     return [Completion(of.text, len(ids) > length)
@@ -178,7 +180,7 @@ class Policy:
       key = jax.random.fold_in(key, bench.settings.seed)
     found = responses.sample(
         bench.run, bench.respond, bench.kl, key, self._params,
-        bench.reference, rows, bench.settings.batch_size, bench.tick)
+        bench.reference, rows, bench.batch_size, bench.tick)
     return Responses([row["prompt"] for row in rows], *found)
 
   def _context(self, ids: Tokens) -> list[int]:
@@ -218,7 +220,7 @@ class Policy:
             [{"prompt_tokens": context, "response_tokens": text}
              for context, text in pairs], None, length=length,
             pad_id=run.config.model.vocab_size),
-        bench.settings.batch_size)
+        bench.batch_size)
 
     def computed():
       for number, real in enumerate(bench.batches(len(pairs))):
