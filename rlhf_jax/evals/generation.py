@@ -72,8 +72,8 @@ def bleu(texts: Texts, references: References) -> Iterator[Row]:
   interval is a bootstrap over texts."""
   from sacrebleu.metrics import BLEU  # of an extra, and slow to import
 
-  metric = BLEU(effective_order=False)
-  found = [BLEU(effective_order=True).sentence_score(text, list(of))
+  metric = BLEU(effective_order=True)  # of a sentence; its counts are the same
+  found = [metric.sentence_score(text, list(of))
            for text, of in zip(texts, references, strict=True)]
   counts, totals = (np.array([getattr(of, name) for of in found])
                     for name in ("counts", "totals"))  # [N, 4]
@@ -83,7 +83,6 @@ def bleu(texts: Texts, references: References) -> Iterator[Row]:
     return metric.compute_bleu(
         *(list(map(int, weights @ x)) for x in (counts, totals)),
         *map(int, weights @ lengths), smooth_method=metric.smooth_method,
-        effective_order=metric.effective_order,
         max_ngram_order=metric.max_ngram_order).score
 
   n = len(found)

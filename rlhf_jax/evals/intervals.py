@@ -52,8 +52,9 @@ def share(values: Sequence[float]) -> dict[str, float]:
   shrink = 1 + Z**2 / n
   centre = (p + Z**2 / (2 * n)) / shrink
   error = Z / shrink * np.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
-  return {"mean": p, "low": float(max(centre - error, 0.0)),
-          "high": float(min(centre + error, 1.0)), "n": n}
+  # of rounding, at 0 and 1
+  return {"mean": p, "low": float(np.clip(centre - error, 0.0, p)),
+          "high": float(np.clip(centre + error, p, 1.0)), "n": n}
 
 
 def bootstrap(

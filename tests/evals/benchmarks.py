@@ -17,8 +17,9 @@ ROWS = {
             {"text": "It rained.", "hypothesis": "It was dry.",
              "label": "not_entailment"}],
     "truthfulqa": [
-        {"Question": "What do cats eat?", "Best Answer": "Fish",
-         "Correct Answers": "Fish; Mice", "Incorrect Answers": "Sand; Glass"}],
+        {"Question": f"What do {n} cats eat?", "Best Answer": "Fish",
+         "Correct Answers": "Fish; Mice", "Incorrect Answers": "Sand; Glass"}
+        for n in range(4)],
     "winogender": [
         {"sentid": f"cook.guest.{n}.{gender}.txt", "gender": gender,
          "sentence": f"The cook told the guest that {word} was late."}

@@ -24,7 +24,7 @@ FOLDER = os.environ.get("RLHF_JAX_DATA", "")
 IN_FILES = sorted(name for name, of in registry.EVALUATORS.items()
                   if of.read and name not in ("quac", "cnn_dm"))
 # Rows of the file that one item is of.
-ROWS_AN_ITEM = {"winogender": 3, "drop": 12, "squadv2": 12, "fr_to_en": 12,
+ROWS_AN_ITEM = {"winogender": 3, "drop": 24, "squadv2": 24, "fr_to_en": 24,
                 "tldr": 12}
 # (task, model, prompt type, figure, its value, two standard errors): of the 100
 # inputs that were published, of which three quarters are in the folder.
@@ -88,8 +88,8 @@ def test_luck_gives_chance(root, name):
         row.n < 2)
   for figure in {"accuracy", "mc1", "mc1_total"} & set(found):
     row = found[figure]
-    # four standard errors: no seed was chosen, and none need be
-    assert abs(row.mean - found["chance"].mean) <= 2 * (row.high - row.low)
+    # nearly four standard errors, twice its interval: no seed was chosen
+    assert abs(row.mean - found["chance"].mean) <= row.high - row.low
 
 
 @pytest.mark.parametrize("name, model, kind, figure, known, error", KNOWN)
