@@ -63,7 +63,8 @@ _LIMIT = flags.DEFINE_integer(
     "limit", None, "Items of a benchmark, evenly spaced in its file; by "
     "default all.", lower_bound=1)
 _BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", 32, "Rows of a compiled batch.", lower_bound=1)
+    "batch_size", None, "Rows of a compiled batch; by default as in the run's "
+    "own evaluation, or 32.", lower_bound=1)
 _SEED = flags.DEFINE_integer(
     "seed", 0, "Of the responses; 0 gives those of the stage evaluate.",
     allow_override=True)
@@ -132,7 +133,9 @@ def file_name(task: str) -> str:
 def format_report(report: suite.Report) -> str:
   """A table a task, and what was left out."""
   parts = []
-  tasks = dict.fromkeys(result.task for result in report.results)
+  measured = dict.fromkeys(result.task for result in report.results)
+  tasks = dict.fromkeys(
+      (*(name for name in registry.EVALUATORS if name in measured), *measured))
   labels = run_labels([result.run for result in report.results])
   for task in tasks:
     columns: dict[str, dict[str, results.Row]] = {}
@@ -146,7 +149,7 @@ def format_report(report: suite.Report) -> str:
   if report.left_out:
     parts.append(tabulate.tabulate(
         report.left_out.items(), headers=("left out", "why"),
-        disable_numparse=True, maxcolwidths=(None, 60)))
+        disable_numparse=True))
   return "\n\n".join(parts)
 
 

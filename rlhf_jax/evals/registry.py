@@ -66,9 +66,9 @@ class Evaluator:
       return []
     path = items_lib.locate(self.file, root)
     if not os.path.exists(path):
-      way_out = (f"there is no {path}" if root or os.path.isabs(self.file) else
-                 f"reads {self.file} of a data folder: give --data.root")
-      raise LeftOut(way_out)
+      if not root and self in EVALUATORS.values():
+        raise LeftOut(f"reads {self.file} of a data folder: give --data.root")
+      raise LeftOut(f"there is no {path}")
     return items_lib.spread(self.read(path), limit)
 
 
@@ -188,8 +188,8 @@ UNMEASURED: Mapping[str, str] = {
 SUITES: dict[str, tuple[str, ...]] = {
     "paper": tuple(name for name in EVALUATORS if name != "gsm8k")
              + tuple(UNMEASURED),
-    "all": tuple(EVALUATORS),
     "run": tuple(name for name, of in EVALUATORS.items() if of.read is None),
+    "all": (*EVALUATORS, *UNMEASURED),
 }
 
 

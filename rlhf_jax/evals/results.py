@@ -73,15 +73,17 @@ def share(name: str, values: Sequence[float]) -> Row:
 # --------------------------------------------------------------- what is said
 
 _COLUMNS = 5  # side by side
-_FIT = {"cut": "texts cut", "left_out": "texts left out"}
+# Shares that are shown, in percent, where any is above 0.
+_REMARKS = {"empty": "answers empty", "cut": "texts cut",
+            "left_out": "texts left out"}
 
 
 def format_table(columns: Mapping[str, Mapping[str, Row]]) -> str:
   """A line a figure with half the width of its interval, a column a policy.
 
   Args:
-    columns: policy -> {name of the figure: Row}. What did not fit is shown
-      where there is any.
+    columns: policy -> {name of the figure: Row}. Empty answers, and what did
+      not fit, are shown where there are any.
   """
   heads = list(columns)
   return "\n\n".join(
@@ -94,13 +96,14 @@ def _format(columns) -> str:
   lines = []
   for figure in figures:
     rows = [of.get(figure) for of in columns.values()]
-    if figure in _FIT:
+    if figure in _REMARKS:
       if any(row and row.mean > 0 for row in rows):
-        lines.append((_FIT[figure], *(
+        lines.append((_REMARKS[figure], *(
             f"{100 * row.mean:.1f} %" if row else "-" for row in rows)))
       continue
     lines.append((figure, *(shown(row) if row else "-" for row in rows)))
-  count = max(row.n for of in columns.values() for row in of.values())
+  count = max(row.n for of in columns.values() for name, row in of.items()
+              if name not in _REMARKS)
   return tabulate.tabulate(
       lines, headers=(f"n = {count:,}", *columns), disable_numparse=True)
 

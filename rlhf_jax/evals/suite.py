@@ -28,7 +28,8 @@ class Options:
     baseline: win rates are against it, "" for that of the run's evaluation.
     reference: whom the KL is to, likewise.
     judge: "labelers", or a reward model of the first run; likewise.
-    batch_size: rows of a compiled batch.
+    batch_size: rows of a compiled batch; None for that of the run's
+      evaluation, or 32.
     num_prompts: held-out prompts.
     temperature: of the responses to them.
     limit: items of a benchmark; None for all.
@@ -39,7 +40,7 @@ class Options:
   baseline: str = ""
   reference: str = ""
   judge: str = ""
-  batch_size: int = 32
+  batch_size: int | None = None
   num_prompts: int = 512
   temperature: float = 1.0
   limit: int | None = None
@@ -220,7 +221,8 @@ class Measurement:
     reference = finished.choose(run, "kl_reference", options.reference, (
         finished.own_setting(run, "reference", "rl_init"), "rl_init", "sft"))
     return subjects.Bench(run, subjects.Settings(
-        reference=reference, batch_size=options.batch_size,
+        reference=reference, batch_size=options.batch_size or (
+            finished.own_setting(run, "batch_size", 32)),
         num_prompts=options.num_prompts, temperature=options.temperature,
         limit=options.limit, seed=options.seed), self._tick)
 
