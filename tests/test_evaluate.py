@@ -149,6 +149,18 @@ def test_files_of_ones_own(call, tmp_path):
   assert (accuracy["policy"], accuracy["name"]) == ("rm", "accuracy/all")
 
 
+def test_a_reward_model_judges_whom_it_has_not_taught(base, call, tmp_path):
+  call(out=tmp_path / "out", suite="win_rate,rating", policies="pretrain,sft",
+       judge="rm")
+  scores = by_policy(rows_of(tmp_path / "out", "rating"), "score")
+  own = base.json("summary.json")["eval"]["score"]
+  for policy in ("pretrain", "sft"):
+    assert scores[policy]["mean"] == pytest.approx(own[policy], abs=1e-3)
+    assert scores[policy]["n"] == 32
+  rate, = rows_of(tmp_path / "out", "win_rate")
+  assert (rate["policy"], rate["n"]) == ("pretrain", 32)
+
+
 def test_what_cannot_be_is_refused(base, refused, tmp_path):
   assert "the finished policies in" in refused(policies="sft,best")
   assert f"--baseline=rm: the finished policies in {base.workdir}" in refused(

@@ -57,8 +57,14 @@ def choose(run: Run, flag: str, asked: str, wanted: Sequence[str]) -> str:
   return asked or next(name for name in (*wanted, *there) if name in there)
 
 
-def choose_judge(runs: Mapping[str, Run], asked: str) -> str:
+def choose_judge(runs: Mapping[str, Run], asked: str,
+                 policies: Mapping[str, Sequence[str]]) -> str:
   """Who judges all: "labelers", or a reward model of the first run.
+
+  Args:
+    runs: by name.
+    asked: by whom, "" for the judge of the first run's own evaluation.
+    policies: run -> those that are judged.
 
   Raises:
     LeftOut: there is nobody, or a policy was optimised for that one.
@@ -79,11 +85,11 @@ def choose_judge(runs: Mapping[str, Run], asked: str) -> str:
   if judge not in there:
     raise LeftOut(f"--judge={judge}: the finished reward models in "
                   f"{first.workdir} are {', '.join(there) or 'none'}")
-  for run in runs.values():
-    for stage in stages(run, ("ppo", "sft_select")):
-      if stage in run.config and (
-          run.stage_dir(run.config[stage].reward_model)
-          == first.stage_dir(judge)):
+  for name, run in runs.items():
+    for stage in policies[name]:
+      learnt_from = run.config.get(stage, {}).get("reward_model")
+      if learnt_from and (
+          run.stage_dir(learnt_from) == first.stage_dir(judge)):
         raise LeftOut(
             f"--judge={judge}: {stage} in {run.workdir} was optimised for it; "
             "name a reward model that none was, as one of config.judge")

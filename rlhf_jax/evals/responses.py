@@ -25,12 +25,14 @@ class Responses:
     kl: float [N], the KL to the reference at every sampled prefix, summed over
       a response's tokens, in nats.
     kl_sampled: float [N], the log-ratio of the sample (k1).
+    tokenizer: the digest of that which the responses' tokens are of.
   """
 
   prompts: Sequence[str]
   responses: Sequence[Response]
   kl: np.ndarray
   kl_sampled: np.ndarray
+  tokenizer: str = ""
 
   @property
   def text_of(self) -> dict[str, str]:

@@ -21,6 +21,7 @@ from rlhf_jax.evals import (
 from rlhf_jax.evals.model import Completion, Likelihood
 from rlhf_jax.evals.responses import Responses
 from rlhf_jax.run import Run
+from rlhf_jax.sampler import Response
 
 # A greedy answer has at most so many tokens, fewer where the run's responses
 # do; a benchmark's answers seldom have more.
@@ -181,7 +182,8 @@ class Policy:
     found = responses.sample(
         bench.run, bench.respond, bench.kl, key, self._params,
         bench.reference, rows, bench.batch_size, bench.tick)
-    return Responses([row["prompt"] for row in rows], *found)
+    return Responses([row["prompt"] for row in rows], *found,
+                     tokenizer=bench.run.tokenizer.digest)
 
   def _context(self, ids: Tokens) -> list[int]:
     """A context as the model reads it: nothing is the beginning of a document,
@@ -277,17 +279,26 @@ class RewardModel:
 
   def scores_of(
       self, found: Sequence[Responses]) -> dict[tuple[str, str], float]:
-    """(prompt, response) -> score, for texts of any run; as a labeler would,
-    the model sees the text that was said, and its end where it has one."""
+    """(prompt, response) -> score, for policies of any run: of the tokens that
+    were sampled, or where another tokenizer made them of their text."""
     run = self._bench.run
-    texts = {
-        (prompt, response.text): response.ended
-        for of in found for prompt, response in zip(of.prompts, of.responses)}
-    pairs = []
-    for (prompt, text), ended in texts.items():
-      reply = run.response_tokens(text)
-      if not ended and reply[-1] == run.tokenizer.eos_id and len(reply) > 1:
-        reply = reply[:-1]
-      pairs.append((run.prompt_tokens(prompt)[-run.prompt_length:], reply))
-    return dict(zip(texts, map(float, self._bench.scorer(
+    replies: dict[tuple[str, str], Tokens] = {}
+    for of in found:
+      is_ours = of.tokenizer == run.tokenizer.digest
+      for prompt, response in zip(of.prompts, of.responses):
+        replies.setdefault(
+            (prompt, response.text),
+            response.tokens if is_ours else self._read_anew(response))
+    pairs = [(run.prompt_tokens(prompt)[-run.prompt_length:], reply)
+             for (prompt, _), reply in replies.items()]
+    return dict(zip(replies, map(float, self._bench.scorer(
         self._params, pairs))))
+
+  def _read_anew(self, response: Response) -> Tokens:
+    """A response's text in this run's tokens; an end only where it had one."""
+    run = self._bench.run
+    tokens = run.response_tokens(response.text)
+    if tokens[-1] == run.tokenizer.eos_id and len(tokens) > 1 and (
+        not response.ended):
+      return tokens[:-1]
+    return tokens

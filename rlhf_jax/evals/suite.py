@@ -158,7 +158,8 @@ class Measurement:
 
   def _prepare_contest(self) -> None:
     try:
-      self.judge = finished.choose_judge(self.runs, self.options.judge)
+      self.judge = finished.choose_judge(
+          self.runs, self.options.judge, self.policies)
     except LeftOut as reason:
       if self.options.judge:
         raise

@@ -125,8 +125,10 @@ def test_held_out_loss_is_that_of_training(run, make):
 def test_answers_are_greedy(run, make):
   """Each token is the most likely one after those before it."""
   prompts = ["Where is Anna?", "The dog"]
-  found = make().complete([*prompts, "Anna sees Tom. " * 40])
-  assert [of.is_cut for of in found] == [False, False, True]
+  long = "Anna sees Tom. " * 40
+  found = make().complete([*prompts, long, "Kate has it. " + long])
+  assert [of.is_cut for of in found] == [False, False, True, True]
+  assert found[2].text == found[3].text  # for their beginnings are cut off
   forward = jax.jit(lambda tokens: run.policy().apply(
       {"params": tiny.params(run.policy())}, tokens, tokens < VOCAB_SIZE))
   for prompt, of in zip(prompts, found):
