@@ -1,10 +1,12 @@
 """The command on a finished run: files, tables and refusals."""
 
+import contextlib
 import json
 
 from absl import app
 from absl import flags
 from absl.testing import flagsaver
+import jax
 import pytest
 
 from rlhf_jax import evaluate, exits
@@ -33,7 +35,7 @@ def _call(base, capfd, monkeypatch):
     given = {"workdir": base.workdir, "num_prompts": 32} | given
     argv = ["evaluate", *(f"--{name.replace('__', '.')}={x}"
                           for name, x in given.items())]
-    with flagsaver.flagsaver():
+    with flagsaver.flagsaver(), in_a_hurry():
       evaluate.main(flags.FLAGS(argv))
     assert tiny_run.contents(base.workdir) == before
     return capfd.readouterr()
@@ -52,6 +54,16 @@ def _refused(call, capfd):
     return capfd.readouterr().err
 
   return refused
+
+
+@contextlib.contextmanager
+def in_a_hurry():
+  """As the run itself was compiled, so that its programs are there."""
+  jax.config.update("jax_disable_most_optimizations", True)
+  try:
+    yield
+  finally:
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def rows_of(folder, task):
