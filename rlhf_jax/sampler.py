@@ -141,7 +141,7 @@ def _decoded(run: Run, whole: Rollout) -> list[Response]:
 
 def respond(
     run: Run, generate, params, key: jax.Array, prompts: Sequence[Any],
-    row_ids: Sequence[int], batch_size: int,
+    row_ids: Sequence[int], batch_size: int, prompt_length: int | None = None,
 ) -> Iterator[tuple[Rollout, list[Response]]]:
   """Samples one response a prompt, a batch at a time.
 
@@ -153,6 +153,7 @@ def respond(
     prompts: token ids of each.
     row_ids: the noise of each.
     batch_size: rows of a compiled batch.
+    prompt_length: tokens of the longest prompt, by default the run's.
 
   Yields:
     The rollout of a batch, filled up at its end, and its prompts' responses.
@@ -162,7 +163,8 @@ def respond(
       part = prompts[start:start + batch_size]
       with profiling.phase("generate") as done:
         rows = prompt_rows(
-            run, part, row_ids[start:start + batch_size], batch_size)
+            run, part, row_ids[start:start + batch_size], batch_size,
+            prompt_length)
         sampled = done(generate(params, key, run.put(rows)))
       yield len(part), sampled, gathered(run, sampled)
 
@@ -174,7 +176,8 @@ def respond(
 
 
 def prompt_rows(
-    run: Run, prompts: Sequence[Any], row_ids: Sequence[int], batch_size: int
+    run: Run, prompts: Sequence[Any], row_ids: Sequence[int], batch_size: int,
+    prompt_length: int | None = None,
 ) -> dict[str, np.ndarray]:
   """Token rows -> one left-padded batch, filled up with its last row.
 
@@ -183,8 +186,9 @@ def prompt_rows(
     prompts: token ids of at most `batch_size` prompts.
     row_ids: the noise of each.
     batch_size: rows of the batch; this process gets its own part of them.
+    prompt_length: tokens of the longest prompt, by default the run's.
   """
-  length = run.prompt_length
+  length = prompt_length or run.prompt_length
   tokens = np.full((batch_size, length), run.config.model.vocab_size, np.int32)
   mask = np.zeros((batch_size, length), bool)
   for row in range(batch_size):

@@ -20,7 +20,7 @@ LAYERS = (
     "ppo_step run datasets streams sampler scoring loop",
     "labelers handoff collect screening evals trainers",
     "summaries pipeline recipe model_card",
-    "main sample compare screen plan replay export command",
+    "main sample compare evaluate screen plan replay export command",
 )
 
 

@@ -1,10 +1,11 @@
-"""95 % intervals of means and ratios."""
+"""95 % intervals of means, shares and ratios, and of anything by resampling."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
-_Z = 1.959964  # the normal quantile of 97.5 %
+Z = 1.959964  # the normal quantile of 97.5 %
 
 
 def ratio(
@@ -27,7 +28,7 @@ def ratio(
             "n": 0}
   mean = top.sum() / bottom.sum()
   residuals = (top - mean * bottom) / bottom.sum()
-  error = _Z * np.sqrt((residuals**2).sum() * n / max(n - 1, 1))
+  error = Z * np.sqrt((residuals**2).sum() * n / max(n - 1, 1))
   return {"mean": float(mean), "low": float(mean - error),
           "high": float(mean + error), "n": n}
 
@@ -35,6 +36,45 @@ def ratio(
 def mean(values: Sequence[float]) -> dict[str, float]:
   """The mean of independent values: mean, low, high, n."""
   return ratio(values, np.ones(len(values)))
+
+
+def share(values: Sequence[float]) -> dict[str, float]:
+  """The mean of independent values that are 0 or 1, or seldom between: mean,
+  low, high, n.
+
+  Wilson's score interval (1927): it stays within [0, 1], and has a width where
+  all values are the same.
+  """
+  n = len(values)
+  if n == 0:
+    return mean(values)
+  p = float(np.mean(values))
+  shrink = 1 + Z**2 / n
+  centre = (p + Z**2 / (2 * n)) / shrink
+  error = Z / shrink * np.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
+  # of rounding, at 0 and 1
+  return {"mean": p, "low": float(np.clip(centre - error, 0.0, p)),
+          "high": float(np.clip(centre + error, p, 1.0)), "n": n}
+
+
+def bootstrap(
+    figure: Callable[[np.ndarray], Any], n: int, *, num_resamples: int = 1000
+) -> tuple[Any, Any]:
+  """(low, high) of a figure over resamples of what was drawn independently.
+
+  Args:
+    figure: of weights int [n], how often each cluster was drawn; a number or
+      an array of them. All ones give the figure itself.
+    n: clusters.
+    num_resamples: how many.
+
+  Returns:
+    The quantiles of 2.5 % and 97.5 %. The noise is always the same.
+  """
+  draw = np.random.default_rng(0).multinomial
+  found = [figure(draw(n, np.full(n, 1.0 / n))) for _ in range(num_resamples)]
+  low, high = np.quantile(found, (0.025, 0.975), axis=0)
+  return low, high
 
 
 def shown(value: dict[str, float]) -> str:

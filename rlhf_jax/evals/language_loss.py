@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from rlhf_jax import losses, profiling, streams
+from rlhf_jax import losses, masked, profiling, streams
 from rlhf_jax.models.policy import Policy
 from rlhf_jax.run import Run
 
@@ -20,16 +20,31 @@ def make_eval_step(model: Policy) -> Callable[..., tuple[Any, Any]]:
   """Builds `eval_step(params, rows) -> (loss sum, number of tokens)`."""
 
   def eval_step(params, rows):
-    hidden = model.apply(
-        {"params": params}, rows["tokens"], rows["mask"], method="hidden")
-    # what is at t predicts token t + 1, hence the shift
-    logprobs = model.apply(
-        {"params": params}, hidden[:, :-1], rows["tokens"][:, 1:],
-        method="logprobs")
     mask = rows["loss_mask"] & rows["row_mask"][:, None]
-    return losses.lm_loss_sum(logprobs, mask[:, 1:])
+    return losses.lm_loss_sum(_logprobs(model, params, rows), mask[:, 1:])
 
   return eval_step
+
+
+def make_row_logprobs(model: Policy) -> Callable[..., Any]:
+  """Builds `row_logprobs(params, rows) -> [B]`: of each row, the summed
+  log-probability of its tokens under `loss_mask`, in nats."""
+
+  def row_logprobs(params, rows):
+    return masked.zero_padding(
+        _logprobs(model, params, rows), rows["loss_mask"][:, 1:]).sum(-1)
+
+  return row_logprobs
+
+
+def _logprobs(model: Policy, params, rows):
+  """[B, L - 1]: of every token but the first of a row."""
+  hidden = model.apply(
+      {"params": params}, rows["tokens"], rows["mask"], method="hidden")
+  # what is at t predicts token t + 1, hence the shift
+  return model.apply(
+      {"params": params}, hidden[:, :-1], rows["tokens"][:, 1:],
+      method="logprobs")
 
 
 def make_evaluate(run: Run, settings) -> Callable[[Any], Iterator]:

@@ -15,11 +15,25 @@ def win_rate(
     judge: Judge,
 ) -> dict[str, float]:
   """Share of prompts where `responses` beat `baseline`; ties count half."""
-  wins = []
-  for number, (prompt, a, b) in enumerate(zip(prompts, responses, baseline)):
-    rank_a, rank_b = judge(number, prompt, [a, b])
-    wins.append(0.5 + 0.5 * ((rank_a < rank_b) - (rank_a > rank_b)))
-  return intervals.mean(wins)
+  return intervals.mean([
+      points(judge(number, prompt, [a, b]))
+      for number, (prompt, a, b) in enumerate(
+          zip(prompts, responses, baseline))])
+
+
+def points(ranks: Sequence[int]) -> float:
+  """Of the first of two: 1 where it is better, 1/2 for a tie, 0 else."""
+  rank_a, rank_b = ranks
+  return 0.5 + 0.5 * ((rank_a < rank_b) - (rank_a > rank_b))
+
+
+def swapped_points(
+    judge: Judge, number: int, prompt: str, a: str, b: str) -> float:
+  """Points of `a` against `b`, the mean of both orders in which a judge of
+  texts can be shown them: whoever goes by position gives one half."""
+  there = points(judge(number, prompt, [a, b]))
+  back = points(judge(number, prompt, [b, a]))
+  return (there + 1.0 - back) / 2.0
 
 
 def labelers_judge(labelers: Sequence, assign: Callable) -> Judge:

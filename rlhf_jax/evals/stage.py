@@ -6,7 +6,6 @@ labelers are held-out ones, or a reward model that was not optimised against.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
-import itertools
 from typing import Any
 
 import jax
@@ -19,7 +18,7 @@ from rlhf_jax import (
 )
 from rlhf_jax.evals import (
     constant, divergence, intervals, language_loss, preferences, ranking,
-    reward_model,
+    responses, reward_model,
 )
 from rlhf_jax.run import Run
 from rlhf_jax.sampler import Response
@@ -71,7 +70,7 @@ def make_instruments(run: Run, settings) -> Instruments:
 def run_stage(run: Run, stage: str) -> dict[str, Any]:
   """Writes samples.jsonl; returns the figures for done.json."""
   settings = run.config[stage]
-  rows = held_out_prompts(run, settings.num_prompts)
+  rows = responses.held_out_prompts(run, settings.num_prompts)
   prompts = [row["prompt"] for row in rows]
   with sharding.use(run.mesh, run.axis_rules):
     instruments = make_instruments(run, settings)
@@ -86,7 +85,7 @@ def run_stage(run: Run, stage: str) -> dict[str, Any]:
   }
   if run.world is not None:
     figures["eval"]["best_constant_reply"] = constant.best_replies(
-        run.world, held_out_prompts(run, None),
+        run.world, responses.held_out_prompts(run, None),
         run.source("demonstrations", "train"),
         outcomes[settings.baseline].gold)
   write_samples(run, rows, outcomes)
@@ -99,12 +98,6 @@ def run_stage(run: Run, stage: str) -> dict[str, Any]:
   return figures
 
 
-def held_out_prompts(
-    run: Run, limit: int | None) -> list[Mapping[str, Any]]:
-  """The first test prompts, or all (None)."""
-  return list(itertools.islice(run.source("prompts", "test"), limit))
-
-
 def evaluate_policy(
     run: Run, instruments: Instruments, name: str,
     rows: Sequence[Mapping[str, Any]], settings
@@ -112,11 +105,12 @@ def evaluate_policy(
   profiling.next_step()
   params = run.policy_params(name)
   reference = run.policy_params(settings.reference)
-  responses, kl, kl_sampled = sample(
-      run, instruments, name, params, reference, rows, settings.batch_size)
+  sampled, kl, kl_sampled = responses.sample(
+      run, instruments.generate, instruments.kl, run.key(f"evaluate/{name}"),
+      params, reference, rows, settings.batch_size)
   pairs = [
       (row["prompt_tokens"], response.tokens)
-      for row, response in zip(rows, responses)
+      for row, response in zip(rows, sampled)
   ]
   score = lambda rm: instruments.scorer(
       run.load(rm, "params", run.scalar()), pairs)
@@ -127,26 +121,11 @@ def evaluate_policy(
   if run.world is not None:
     gold = np.array([
         run.world.judge(row["prompt"], response.text).score
-        for row, response in zip(rows, responses)])
+        for row, response in zip(rows, sampled)])
   losses = dict(instruments.pretrain_loss(params))
   return Outcome(
-      responses, kl, kl_sampled, score(settings.reward_model),
+      sampled, kl, kl_sampled, score(settings.reward_model),
       judge_scores, gold, losses["validation/pretrain/loss"])
-
-
-def sample(run: Run, instruments: Instruments, name, params, reference, rows,
-           size: int):
-  """(responses, exact KL [N], sampled KL [N]) of one response a prompt."""
-  responses, exact, sampled_kl = [], [], []
-  for sampled, texts in sampler.respond(
-      run, instruments.generate, params, run.key(f"evaluate/{name}"),
-      [row["prompt_tokens"] for row in rows], range(len(rows)), size):
-    responses += texts
-    with profiling.phase("KL"):
-      both = jax.device_get(instruments.kl(params, reference, sampled))
-    exact.append(both[0][:len(texts)])
-    sampled_kl.append(both[1][:len(texts)])
-  return responses, np.concatenate(exact), np.concatenate(sampled_kl)
 
 
 def reward_model_figures(
@@ -238,15 +217,15 @@ def write_samples(run: Run, rows, outcomes: Mapping[str, Outcome]) -> None:
   """samples.jsonl: a held-out prompt a line with each policy's response."""
   lines = []
   for i, row in enumerate(rows):
-    responses = {}
+    of_policies = {}
     for name, outcome in outcomes.items():
       values = {"score": outcome.scores[i], "kl": outcome.kl[i],
                 "judge_score": outcome.judge_scores, "gold": outcome.gold}
-      responses[name] = {"text": outcome.texts[i]} | {
+      of_policies[name] = {"text": outcome.texts[i]} | {
           key: round(float(v if np.ndim(v) == 0 else v[i]), 4)
           for key, v in values.items() if v is not None}
     lines.append({"prompt": row["prompt"], "category": row["category"],
-                  "responses": responses})
+                  "responses": of_policies})
   checkpoint.write_lines(run.workdir / "samples.jsonl", lines)
 
 

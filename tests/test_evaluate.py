@@ -1,0 +1,192 @@
+"""The command on a finished run: files, tables and refusals."""
+
+import contextlib
+import json
+
+from absl import app
+from absl import flags
+from absl.testing import flagsaver
+import jax
+import pytest
+
+from rlhf_jax import evaluate, exits
+from rlhf_jax.evals import registry
+from tests import tiny_run
+from tests.evals import benchmarks
+
+POLICIES = ("pretrain", "sft", "ppo")
+
+
+@pytest.fixture(name="base", scope="module")
+def _base():
+  return tiny_run.base()
+
+
+@pytest.fixture(name="call")
+def _call(base, capfd, monkeypatch):
+  """Calls the program in this process; returns (stdout, stderr). The run's own
+  folder stays as it is."""
+  monkeypatch.setattr(
+      evaluate.compilation, "enable_compilation_cache", lambda folder: None)
+
+  def call(**given):
+    before = tiny_run.contents(base.workdir)
+    capfd.readouterr()
+    given = {"workdir": base.workdir, "num_prompts": 32} | given
+    argv = ["evaluate", *(f"--{name.replace('__', '.')}={x}"
+                          for name, x in given.items())]
+    with flagsaver.flagsaver(), in_a_hurry():
+      evaluate.main(flags.FLAGS(argv))
+    assert tiny_run.contents(base.workdir) == before
+    return capfd.readouterr()
+
+  return call
+
+
+@pytest.fixture(name="refused")
+def _refused(call, capfd):
+  """The message with which it ends."""
+
+  def refused(**given):
+    with pytest.raises(SystemExit) as stopped:
+      call(**given)
+    assert stopped.value.code == exits.REFUSED
+    return capfd.readouterr().err
+
+  return refused
+
+
+@contextlib.contextmanager
+def in_a_hurry():
+  """As the run itself was compiled, so that its programs are there."""
+  jax.config.update("jax_disable_most_optimizations", True)
+  try:
+    yield
+  finally:
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def rows_of(folder, task):
+  lines = (folder / f"{task}.jsonl").read_text().splitlines()
+  return [json.loads(line) for line in lines]
+
+
+def by_policy(rows, name):
+  return {row["policy"]: row for row in rows if row["name"] == name}
+
+
+def test_the_paper_on_a_run(base, call, tmp_path):
+  root, out = benchmarks.write(tmp_path / "data"), tmp_path / "out"
+  said = call(out=out, data__root=root)
+  files = {path.stem for path in out.glob("*.jsonl")}
+  left_out = json.loads((out / "left_out.json").read_text())
+  assert files | set(left_out) == set(registry.SUITES["paper"])
+  assert set(left_out) == {"quac", "cnn_dm", *registry.UNMEASURED}
+  for task in files:
+    for row in rows_of(out, task):
+      assert set(row) == {
+          "run", "policy", "task", "name", "mean", "low", "high", "n"}
+      assert (row["run"], row["task"]) == (str(base.workdir), task)
+  for name, reason in left_out.items():
+    assert name in said.out and reason.split()[0] in said.out
+  assert f"written: {out}/*.jsonl" in said.out
+
+  # where the run's own evaluation has a figure, it is the same one
+  own = base.json("summary.json")["eval"]
+  for task, name, figures in (
+      ("win_rate", "win_rate", own["win_rate"]),
+      ("kl", "kl", own["kl_intervals"]),
+      ("kl", "kl_sampled", own["kl_sampled_intervals"])):
+    found = by_policy(rows_of(out, task), name)
+    assert set(found) == set(POLICIES) - (
+        {"sft"} if task == "win_rate" else set())
+    for policy, row in found.items():
+      assert row["mean"] == pytest.approx(figures[policy]["mean"], abs=1e-4)
+      assert row["n"] == 32
+  style = rows_of(out, "style")
+  for policy in POLICIES:
+    assert by_policy(style, "tokens")[policy]["mean"] == pytest.approx(
+        own["response_length"][policy])
+  elo = by_policy(rows_of(out, "elo"), "elo")
+  assert elo["sft"]["mean"] == 1000
+  assert (elo["ppo"]["mean"] > 1000) == (own["win_rate"]["ppo"]["mean"] > 0.5)
+  accuracy = by_policy(rows_of(out, "reward_model"), "accuracy/all")
+  of_rm = base.json("rm/done.json")["figures"]["validation_accuracy_by_group"]
+  assert accuracy["rm"]["mean"] == pytest.approx(of_rm["all"]["mean"])
+
+
+def test_the_same_seed_gives_the_same_figures(call, tmp_path):
+  def figures(name, **given):
+    call(out=tmp_path / name, suite="style,win_rate", policies="ppo", **given)
+    return [rows_of(tmp_path / name, task) for task in ("style", "win_rate")]
+
+  first = figures("a", seed=5)
+  assert first == figures("b", seed=5, batch_size=8)
+  assert first != figures("c", seed=6)
+  assert {row["policy"] for row in first[0]} == {"sft", "ppo"}  # the baseline
+
+
+def test_two_runs_are_on_one_scale(base, call, tmp_path):
+  again = tmp_path / "again"
+  again.symlink_to(base.workdir)
+  said = call(workdir=f"{base.workdir},{again}", out=tmp_path / "out",
+              suite="elo", policies="sft,ppo")
+  rows = rows_of(tmp_path / "out", "elo")
+  assert [(row["run"], row["policy"]) for row in rows] == [
+      (str(run), policy) for run in (base.workdir, again)
+      for policy in ("sft", "ppo")]
+  assert rows[0]["mean"] == 1000 == rows[0]["low"]
+  assert rows[2]["mean"] == pytest.approx(1000)  # the same policy, all ties
+  assert rows[1]["mean"] == pytest.approx(rows[3]["mean"])
+  assert "again:ppo" in said.out
+
+
+def test_files_of_ones_own(call, tmp_path):
+  questions, text = tmp_path / "q.jsonl", tmp_path / "t.txt"
+  questions.write_text('{"context": "The", "choices": ["a", "b"], "label": 0}\n'
+                       * 4)
+  text.write_text("Anna has a cat. Tom has a dog.")
+  pairs = tmp_path / "c.jsonl"
+  pairs.write_text(json.dumps(
+      {"prompt": "Where is Anna?", "responses": ["Here.", "There."],
+       "ranks": [1, 2]}) + "\n")
+  call(out=tmp_path / "out", policies="sft",
+       data__root=tmp_path, suite=f"multiple_choice:{questions},"
+       f"perplexity:t.txt,comparisons:{pairs}")
+  folder = tmp_path / "out"
+  assert rows_of(folder, "perplexity_t.txt")[0]["policy"] == "sft"
+  choice = evaluate.file_name(f"multiple_choice:{questions}")
+  assert rows_of(folder, choice)[0]["n"] == 4
+  accuracy = rows_of(folder, evaluate.file_name(f"comparisons:{pairs}"))[0]
+  assert (accuracy["policy"], accuracy["name"]) == ("rm", "accuracy/all")
+
+
+def test_a_reward_model_judges_whom_it_has_not_taught(base, call, tmp_path):
+  call(out=tmp_path / "out", suite="win_rate,rating", policies="pretrain,sft",
+       judge="rm")
+  scores = by_policy(rows_of(tmp_path / "out", "rating"), "score")
+  own = base.json("summary.json")["eval"]["score"]
+  for policy in ("pretrain", "sft"):
+    assert scores[policy]["mean"] == pytest.approx(own[policy], abs=1e-3)
+    assert scores[policy]["n"] == 32
+  rate, = rows_of(tmp_path / "out", "win_rate")
+  assert (rate["policy"], rate["n"]) == ("pretrain", 32)
+
+
+def test_what_cannot_be_is_refused(base, refused, tmp_path):
+  assert "the finished policies in" in refused(policies="sft,best")
+  assert f"--baseline=rm: the finished policies in {base.workdir}" in refused(
+      baseline="rm", suite="win_rate")
+  assert "ppo in" in refused(judge="rm", suite="win_rate")  # optimised for it
+  assert "no 'x'; there are the suites paper, run, all" in refused(suite="x")
+  assert "names a folder twice" in refused(
+      workdir=f"{base.workdir},{base.workdir}", out=tmp_path / "out")
+  assert "config.json does not exist" in refused(
+      workdir=tmp_path, out=tmp_path / "out")
+  assert "--suite=hellaswag: reads evals/hellaswag.jsonl.gz of a data " in (
+      refused(suite="hellaswag"))
+
+
+def test_unexpected_arguments():
+  with pytest.raises(app.UsageError, match="unexpected arguments: .'hello'"):
+    evaluate.main(["evaluate", "hello"])
