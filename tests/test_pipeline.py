@@ -62,7 +62,7 @@ def test_the_tiny_run_fits_its_devices(device_count):
 def test_the_workdir_is_that_of_the_design(base):
   found = {path.name for path in base.workdir.iterdir()}
   assert found == {"config.json", "metrics.jsonl", "tensorboard", "data",
-                   "samples.jsonl", "summary.json", *STAGES}
+                   "samples.jsonl", "summary.json", "report.html", *STAGES}
   for stage in STAGES:
     assert (base.workdir / stage / "settings.json").exists()
     assert (base.workdir / "tensorboard" / stage).is_dir()
@@ -296,9 +296,10 @@ def test_cleaning_gave_an_account(base):
 
 
 def changeless(workdir):
-  """All files but the two that every call writes."""
+  """All files but the three that every call writes."""
   files = tiny_run.contents(workdir)
-  del files["config.json"], files["summary.json"]
+  for name in ("config.json", "summary.json", "report.html"):
+    del files[name]
   return files
 
 
