@@ -283,9 +283,11 @@ SKIPPED = Check("skipped_updates", "Skipped updates", "skipped",
 
 def tax_paid(figures: Figures) -> str | None:
   """The last policy against the one with the least loss."""
-  losses = figures["pretrain_loss"]
+  losses = figures.get("pretrain_loss", {})
+  if len(losses) < 2:
+    return None
   *others, policy = losses
-  least = min(others, key=losses.get, default=policy)
+  least = min(others, key=losses.get)
   if losses[policy] <= 1.01 * losses[least]:
     return None
   return (f"The loss on held-out pretraining text is {losses[policy]:.4f} for "

@@ -1,6 +1,6 @@
 """What a run left in its folder, as far as it came."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 import dataclasses
 import json
 from typing import Any
@@ -24,7 +24,8 @@ class Folder:
     compiled: stage -> compiled.json, where there is one.
     curves: of metrics.jsonl.
     samples: the rows of samples.jsonl.
-    notes: the rows of guards.jsonl.
+    notes: the rows of guards.jsonl, and before them why it was stopped, of
+      stages that did not go on since.
     account: kind of data, with its rounds where it has such -> account.
   """
 
@@ -69,18 +70,20 @@ def read(workdir: epath.PathLike, name: str | None = None) -> Folder:
   config = _json(workdir / "config.json")
   folders = {stage: epath.Path(config.get("inputs", {}).get(stage) or workdir / stage)
              for stage in config["stages"]}
+  done = {stage: content for stage, folder in folders.items()
+          if (content := checkpoint.read_done(folder))}
   return Folder(
       name=name or workdir.name,
       workdir=str(workdir),
       config=config,
       summary=_json(workdir / "summary.json"),
-      done={stage: content for stage, folder in folders.items()
-            if (content := checkpoint.read_done(folder))},
+      done=done,
       compiled={stage: content for stage in config["stages"]
                 if (content := _json(workdir / stage / summaries.COMPILED))},
       curves=_if_there(workdir / "metrics.jsonl", series.read, {}),
       samples=_if_there(workdir / "samples.jsonl", storage.read_lines, []),
-      notes=metrics.read_notes(workdir),
+      notes=[*_stops(workdir, config["stages"], done),
+             *metrics.read_notes(workdir)],
       account=_account(workdir / "data"))
 
 
@@ -102,6 +105,16 @@ def names(workdirs: Iterable[str]) -> list[str]:
     if len(set(found)) == len(found):
       break
   return found
+
+
+def _stops(workdir: epath.Path, stages, done) -> Iterator[dict[str, Any]]:
+  for stage in stages:
+    folder = workdir / stage / "stopped"
+    if stage not in done and folder.exists():
+      for path in sorted(folder.glob("*.json")):
+        stop = _json(path)
+        yield {"stage": stage, "step": stop["step"], "guard": "stopped the run",
+               "message": stop["message"]}
 
 
 def _account(data: epath.Path) -> dict[str, dict[str, Any]]:

@@ -35,16 +35,19 @@ def render(folders: Sequence[folder_lib.Folder]) -> str:
       loader=jinja2.PackageLoader("rlhf_jax.report", ""),
       autoescape=True, trim_blocks=True, lstrip_blocks=True)
   raw = {name: _own(f"page.{name}") for name in ("css", "js")}
+  by_stage = charts.of_runs(folders)
+  drawn = [chart for of_stage in by_stage.values() for chart in of_stage]
   return environment.get_template("page.html").render(
       folders=folders,
       title=" and ".join(folder.name for folder in folders),
       runs=[_run(folder) for folder in folders],
+      chart_of=charts.name_of,
       compared=tables.compared(folders),
       differing=tables.differing(folders),
       versions=tables.versions(folders),
-      charts=(by_stage := charts.of_runs(folders)),
-      data={"runs": [folder.name for folder in folders],
-            "charts": [c for of in by_stage.values() for c in of]},
+      charts=by_stage,
+      chart_ids={chart["id"] for chart in drawn},
+      data={"runs": [folder.name for folder in folders], "charts": drawn},
       samples=samples(folders),
       plotly=_plotly(), **raw)
 
@@ -66,7 +69,6 @@ def _run(folder: folder_lib.Folder) -> dict[str, Any]:
       "account": tables.account(folder),
       "notes": tables.notes(folder),
       "config": json.dumps(folder.config, indent=2),
-      "chart": charts.name_of,
   }
 
 

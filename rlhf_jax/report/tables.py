@@ -30,7 +30,8 @@ def results(folder: Folder) -> list[Table]:
   """What the end of the run prints, as far as the run came."""
   found = []
   summary = folder.summary
-  if figures := folder.evaluation:
+  figures = folder.evaluation
+  if figures and "score_intervals" in figures:  # not in the oldest runs
     settings = folder.config["evaluate"]
     note = ""
     if "win_rate_vs_sft" in figures:
