@@ -5,12 +5,14 @@ libegl1, libxkbfile1, libxtst6, libxdamage1, libxcomposite1, libxrandr2,
 libxcb-dri3-0, libfontconfig1 and libdbus-1-3.
 """
 
+import atexit
 import json
 import os
 import pathlib
 import time
 
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
+os.environ.setdefault("QT_QUICK_BACKEND", "software")
 os.environ.setdefault("QTWEBENGINE_DISABLE_SANDBOX", "1")  # as root
 os.environ.setdefault("QTWEBENGINE_CHROMIUM_FLAGS", "--disable-gpu")
 
@@ -19,16 +21,20 @@ from PySide6 import QtCore
 from PySide6 import QtWebEngineCore
 from PySide6 import QtWebEngineWidgets
 from PySide6 import QtWidgets
+import shiboken6
 
 _SECONDS = 60.0  # to wait for anything
 _APP = QtWidgets.QApplication.instance() or QtWidgets.QApplication([])
+_PROFILE = QtWebEngineCore.QWebEngineProfile()  # keeps nothing on the disk
+# Before Qt ends, after all pages: in any other order it crashes.
+atexit.register(lambda: shiboken6.delete(_PROFILE))
 
 
 class _Page(QtWebEngineCore.QWebEnginePage):
   """Keeps what is said on the console."""
 
   def __init__(self, parent):
-    super().__init__(parent)
+    super().__init__(_PROFILE, parent)
     self.said = []
 
   def javaScriptConsoleMessage(self, level, message, line, source):
@@ -49,9 +55,7 @@ class _Requests(QtWebEngineCore.QWebEngineUrlRequestInterceptor):
 class Tab:
   """A page of a local file, in a window of some size."""
 
-  def __init__(self, path: pathlib.Path, width=1200, height=900, dark=False):
-    _APP.styleHints().setColorScheme(
-        QtCore.Qt.ColorScheme.Dark if dark else QtCore.Qt.ColorScheme.Light)
+  def __init__(self, path: pathlib.Path, width=1200, height=900):
     self._view = QtWebEngineWidgets.QWebEngineView()
     self._page = _Page(self._view)
     self._requests = _Requests(self._view)
@@ -92,6 +96,13 @@ class Tab:
       control.dispatchEvent(new Event("input", {{bubbles: true}}));
     }})()""")
 
+  def darken(self) -> None:
+    """Rules for dark mode hold from now on: a headless Qt is always light."""
+    self.run("""[...document.styleSheets].flatMap(
+        sheet => [...sheet.cssRules]).filter(
+            rule => rule.media?.mediaText.includes("dark")).map(
+                rule => rule.media.mediaText = "all")""")
+
   def print(self, path: pathlib.Path) -> None:
     """As a PDF."""
     done = []
@@ -105,12 +116,15 @@ class Tab:
     self._view.grab().save(str(path))
 
   def close(self) -> None:
-    self._view.deleteLater()
-    _APP.processEvents()
+    shiboken6.delete(self._page)
+    shiboken6.delete(self._view)
 
 
 def _wait(is_done) -> None:
   end = time.monotonic() + _SECONDS
   while not is_done():
     assert time.monotonic() < end, "the browser does not answer"
-    _APP.processEvents(QtCore.QEventLoop.ProcessEventsFlag.AllEvents, 50)
+    # Not processEvents: PySide6 6.12 loses a reference to None at each call.
+    loop = QtCore.QEventLoop()
+    QtCore.QTimer.singleShot(5, loop.quit)
+    loop.exec()

@@ -49,7 +49,7 @@ def test_each_fault_is_found_and_nothing_else(name):
 
 
 def test_a_gold_score_that_stalls_is_found():
-  risen = lambda t: np.minimum(t, 2 / 3)
+  risen = lambda t: np.minimum(t, 1 / 3)
   curves = made.curves(made.ppo_metrics(
       score=lambda v, t: 2 * t, gold=lambda v, t: 0.5 + 0.3 * risen(t)))
   found, = flagged(curves)
