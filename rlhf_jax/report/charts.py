@@ -1,6 +1,6 @@
 """Which metrics are drawn together, and what to look for in each chart."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 import dataclasses
 import fnmatch
 from typing import Any
@@ -103,16 +103,27 @@ KINDS = (
 )
 
 
-def of_runs(folders: Sequence[Folder]) -> dict[str, list[dict[str, Any]]]:
-  """Stage -> its charts, as JSON for page.js; lines of several runs together.
+@dataclasses.dataclass(frozen=True)
+class Stage:
+  """What is drawn of a stage, lines of several runs together.
 
-  A chart is {"id", "title", "reading", "lines"}, a line {"run", "metric", "x",
-  "y"}; "run" is the number of the folder.
+  Attributes:
+    charts: as JSON for page.js: {"id", "title", "reading", "lines"}, a line
+      {"run", "metric", "x", "y"}; "run" is the number of the folder.
+    constants: "metric value" of what is the same in all rows of all runs.
   """
+
+  charts: list[dict[str, Any]]
+  constants: list[str]
+
+
+def of_runs(folders: Sequence[Folder]) -> dict[str, Stage]:
+  """Those of all stages that have rows to draw."""
   stages = dict.fromkeys(
       stage for folder in folders for stage in folder.stages)
-  found = {stage: list(_of_stage(folders, stage)) for stage in stages}
-  return {stage: charts for stage, charts in found.items() if charts}
+  found = {stage: _of_stage(folders, stage) for stage in stages}
+  return {stage: of for stage, of in found.items()
+          if of.charts or of.constants}
 
 
 def name_of(stage: str, kind: str) -> str:
@@ -120,21 +131,24 @@ def name_of(stage: str, kind: str) -> str:
   return f"chart-{stage}-{kind}"
 
 
-def _of_stage(folders, stage) -> Iterator[dict[str, Any]]:
-  metrics = dict.fromkeys(
-      metric for folder in folders for metric in folder.curves.get(stage, ()))
-  by_kind = {kind: [] for kind in KINDS}
-  for metric in metrics:
-    kind = kind_of(metric)
-    by_kind.setdefault(kind, []).append(metric)
-  for kind, together in by_kind.items():
-    lines = [
-        _line(number, metric, folder.curves[stage][metric])
-        for metric in together for number, folder in enumerate(folders)
-        if metric in folder.curves.get(stage, ())]
-    if any(len(line["x"]) > 1 for line in lines):
-      yield {"id": name_of(stage, kind.name), "title": kind.title,
-             "reading": kind.reading, "lines": lines}
+def _of_stage(folders: Sequence[Folder], stage: str) -> Stage:
+  curves = [folder.curves.get(stage, {}) for folder in folders]
+  by_kind, constants = {kind: [] for kind in KINDS}, []
+  for metric in dict.fromkeys(name for of in curves for name in of):
+    found = [(number, of[metric]) for number, of in enumerate(curves)
+             if metric in of]
+    if all(len(whole.steps) == 1 for _, whole in found):
+      continue  # the tables have it
+    values = np.concatenate([whole.values for _, whole in found])
+    if (values == values[0]).all():
+      constants.append(f"{_short(metric)} {values[0]:.5g}")
+    else:
+      by_kind.setdefault(kind_of(metric), []).extend(
+          _line(number, metric, whole) for number, whole in found)
+  return Stage(
+      [{"id": name_of(stage, kind.name), "title": kind.title,
+        "reading": kind.reading, "lines": lines}
+       for kind, lines in by_kind.items() if lines], constants)
 
 
 def kind_of(metric: str) -> Kind:
@@ -149,7 +163,11 @@ def _line(number: int, metric: str, whole: series.Series) -> dict[str, Any]:
   thinned = series.thin(whole)
   return {
       "run": number,
-      "metric": metric.removeprefix("train/"),
+      "metric": _short(metric),
       "x": thinned.steps.tolist(),
       "y": [float(f"{value:.5g}") if np.isfinite(value) else None
             for value in thinned.values.tolist()]}
+
+
+def _short(metric: str) -> str:
+  return metric.removeprefix("train/")

@@ -38,10 +38,10 @@ function toTrace(line, metrics, runs) {
 function draw(chart, runs) {
   const plot = document.querySelector(`#${CSS.escape(chart.id)} .plot`);
   const metrics = [...new Set(chart.lines.map(line => line.metric))];
-  const axis = {automargin: true, fixedrange: true};
+  const axis = {fixedrange: true};
   Plotly.newPlot(
       plot, chart.lines.map(line => toTrace(line, metrics, runs)),
-      {margin: {l: 8, r: 8, t: 8, b: 8}, hovermode: "x unified",
+      {margin: {l: 45, r: 10, t: 8, b: 25}, hovermode: "x unified",
        showlegend: chart.lines.length > 1, legend: {orientation: "h", y: -.2},
        font: {size: 11, family: "inherit"},
        paper_bgcolor: "transparent", plot_bgcolor: "transparent",
@@ -72,7 +72,7 @@ async function drawAll() {
 
 // ------------------------------------------------------------------ samples
 
-const PAGE = 20;
+const PAGE = 10;
 const MEASURES = {gold: "gold", score: "score", judge_score: "judge",
                   kl: "KL"};
 

@@ -36,7 +36,7 @@ def render(folders: Sequence[folder_lib.Folder]) -> str:
       autoescape=True, trim_blocks=True, lstrip_blocks=True)
   raw = {name: _own(f"page.{name}") for name in ("css", "js")}
   by_stage = charts.of_runs(folders)
-  drawn = [chart for of_stage in by_stage.values() for chart in of_stage]
+  drawn = [chart for of in by_stage.values() for chart in of.charts]
   return environment.get_template("page.html").render(
       folders=folders,
       title=" and ".join(folder.name for folder in folders),

@@ -81,9 +81,13 @@ def _stage(folder: Folder, stage: str) -> dict[str, str]:
         f"{compiled['programs']}, {compiled['from_cache']} from the cache")
   shown = done["figures"] if done else {}
   row["figures"] = ", ".join(
-      f"{name} {value:.4g}" for name, value in shown.items()
+      f"{name} {_number(value)}" for name, value in shown.items()
       if isinstance(value, (int, float)) and not name.endswith("_pairs"))
   return row
+
+
+def _number(value: float) -> str:
+  return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
 def _state(folder: Folder, stage: str) -> str:

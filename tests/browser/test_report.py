@@ -65,18 +65,18 @@ def test_hostile_samples_are_shown_and_do_nothing(tab):
 
 
 def test_the_browser_filters_by_use_case_and_text(tab):
-  assert len(tab.run(SHOWN)) == 20
+  assert len(tab.run(SHOWN)) == 10
   tab.set("[name=category]", "chat")
   assert {row["use"] for row in tab.run(SHOWN)} == {"chat"}
   assert tab.run("document.getElementById('count').textContent") == (
-      "20 of 20 prompts")
+      "10 of 20 prompts")
   tab.set("[name=text]", "THE ANSWER 5")
   assert [row["prompt"].strip() for row in tab.run(SHOWN)] == [
       f"Question {i}?" for i in (5, 50, 53, 56, 59)]
   tab.set("[name=text]", "")
   tab.set("[name=category]", "")
   tab.run("document.getElementById('more').click()")
-  assert len(tab.run(SHOWN)) == 40
+  assert len(tab.run(SHOWN)) == 20
 
 
 @pytest.mark.parametrize("order", ["rise", "fall"])
@@ -88,7 +88,7 @@ def test_the_browser_sorts_by_change_between_two_policies(tab, order):
   for name, value in (("order", order), ("measure", "score"),
                       ("from", "pretrain"), ("to", "sft")):
     tab.set(f"[name={name}]", value)
-  wanted = sorted(made.samples(), key=change, reverse=order == "rise")[:20]
+  wanted = sorted(made.samples(), key=change, reverse=order == "rise")[:10]
   assert [row["prompt"] for row in tab.run(SHOWN)] == [
       row["prompt"] for row in wanted]
   tab.set("[name=order]", "file")
@@ -121,7 +121,7 @@ def test_print_has_the_figures_and_not_the_controls(tab, tmp_path):
   for shown in ("What to look at", "Policies on 60 held-out prompts",
                 "Question 0?", "KL to the reference", "Rows dropped"):
     assert shown in text
-  for hidden in ("Use case all", "Show 20 more", "as evaluated"):
+  for hidden in ("Use case all", "Show 10 more", "as evaluated"):
     assert hidden not in text
 
 
