@@ -39,10 +39,11 @@ function draw(chart, runs) {
   const plot = document.querySelector(`#${CSS.escape(chart.id)} .plot`);
   const metrics = [...new Set(chart.lines.map(line => line.metric))];
   const axis = {fixedrange: true};
+  plot.style.height = `${240 + 17 * Math.max(0, chart.lines.length - 2)}px`;
   Plotly.newPlot(
       plot, chart.lines.map(line => toTrace(line, metrics, runs)),
       {margin: {l: 45, r: 10, t: 8, b: 25}, hovermode: "x unified",
-       showlegend: chart.lines.length > 1, legend: {orientation: "h", y: -.2},
+       showlegend: true, legend: {orientation: "h", y: -.2},
        font: {size: 11, family: "inherit"},
        paper_bgcolor: "transparent", plot_bgcolor: "transparent",
        xaxis: axis, yaxis: axis},
@@ -118,7 +119,7 @@ function showResponse(policy, response) {
   }
   const figures = Object.entries(MEASURES)
       .filter(([name]) => response[name] !== undefined)
-      .map(([name, label]) => `${label} ${response[name].toFixed(2)}`);
+      .map(([name, label]) => `${label}\u00a0${response[name].toFixed(2)}`);
   section.append(make("p", "texts", response.text),
                  make("p", "figures", figures.join(" · ")));
   return section;
@@ -142,7 +143,7 @@ function showRow(row, form, policies) {
 }
 
 function startBrowser() {
-  const {rows, policies} = read("sample-data");
+  const {rows, policies, shown: checked} = read("sample-data");
   const form = document.getElementById("browser").elements;
   const list = document.getElementById("list");
   const more = document.getElementById("more");
@@ -163,7 +164,7 @@ function startBrowser() {
   const boxes = policies.map(policy => {
     const label = make("label"), box = make("input");
     box.type = "checkbox";
-    box.checked = true;
+    box.checked = checked.includes(policy);
     box.value = policy;
     label.append(box, ` ${policy}`);
     document.querySelector("#browser fieldset").append(label);

@@ -75,9 +75,10 @@ def _run(folder: folder_lib.Folder) -> dict[str, Any]:
 def samples(folders: Sequence[folder_lib.Folder]) -> dict[str, Any]:
   """Prompts with the responses of all policies of all runs, for page.js.
 
-  Runs that were shown the same prompt share a row; as many rows as fit.
+  Runs that were shown the same prompt share a row; as many rows as fit. Of
+  several runs the last policy of each is shown at first.
   """
-  rows = {}
+  rows, last = {}, []
   for folder in folders:
     seen = collections.Counter()
     for sample in folder.samples:
@@ -89,9 +90,11 @@ def samples(folders: Sequence[folder_lib.Folder]) -> dict[str, Any]:
       for policy, response in sample["responses"].items():
         name = policy if len(folders) == 1 else f"{folder.name}: {policy}"
         row["responses"][name] = response
+    last += [name] if folder.samples else []
   fit = list(_that_fit(rows.values()))
   policies = dict.fromkeys(name for row in fit for name in row["responses"])
-  return {"policies": list(policies), "rows": fit, "total": len(rows)}
+  return {"policies": list(policies), "rows": fit, "total": len(rows),
+          "shown": list(policies) if len(folders) == 1 else last}
 
 
 def _that_fit(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:

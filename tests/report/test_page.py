@@ -88,6 +88,7 @@ def test_runs_are_compared(tmp_path):
   assert parts.json["sample-data"]["policies"] == [
       f"{run}/run: {policy}" for run in "ab"
       for policy in ("pretrain", "sft", "ppo")]
+  assert parts.json["sample-data"]["shown"] == ["a/run: ppo", "b/run: ppo"]
   assert len(parts.json["sample-data"]["rows"]) == 60
   assert ("<tr><td>ppo.kl_coef</td><td>0.1</td><td>0.2</td></tr>") in text
   assert "<td>eval.gold_score.ppo</td><td>0.710</td><td>0.710</td>" in text
