@@ -292,6 +292,18 @@ def test_cleaning_gave_an_account(base):
       base.printed)
 
 
+def test_the_report_has_every_stage_and_its_curves(base):
+  report = (base.workdir / "report.html").read_text()
+  assert f"{len(STAGES)} of {len(STAGES)} stages are finished" in report
+  for stage in STAGES:
+    assert f"<td>{stage}</td><td>finished</td>" in report
+  for stage in ("pretrain", "sft", "rm", "rl_init", "ppo"):
+    assert f'id="chart-{stage}-grad_norm"' in report
+  for kind in KINDS:
+    assert f"<td>{kind}</td>" in report
+  assert str(base.workdir / "report.html") in base.printed
+
+
 # ------------------------------------------------------------ done and again
 
 

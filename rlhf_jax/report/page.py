@@ -78,7 +78,10 @@ def samples(folders: Sequence[folder_lib.Folder]) -> dict[str, Any]:
   Runs that were shown the same prompt share a row; as many rows as fit. Of
   several runs the last policy of each is shown at first.
   """
-  rows, last = {}, []
+  def name_of(folder, policy):
+    return policy if len(folders) == 1 else f"{folder.name}: {policy}"
+
+  rows = {}
   for folder in folders:
     seen = collections.Counter()
     for sample in folder.samples:
@@ -88,11 +91,11 @@ def samples(folders: Sequence[folder_lib.Folder]) -> dict[str, Any]:
           "prompt": prompt, "category": sample.get("category") or "",
           "responses": {}})
       for policy, response in sample["responses"].items():
-        name = policy if len(folders) == 1 else f"{folder.name}: {policy}"
-        row["responses"][name] = response
-    last += [name] if folder.samples else []
+        row["responses"][name_of(folder, policy)] = response
   fit = list(_that_fit(rows.values()))
   policies = dict.fromkeys(name for row in fit for name in row["responses"])
+  last = [name_of(folder, list(folder.samples[0]["responses"])[-1])
+          for folder in folders if folder.samples]
   return {"policies": list(policies), "rows": fit, "total": len(rows),
           "shown": list(policies) if len(folders) == 1 else last}
 
