@@ -183,7 +183,7 @@ def format_rows(rows: Sequence[Mapping[str, str]]) -> str:
 
 
 def reward_model_rows(
-    compared: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    compared: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
   """Accuracy and loss on validation comparisons, one row a reward model."""
   rows = []
   for model in compared:
@@ -200,7 +200,7 @@ def reward_model_rows(
 
 
 def compiled_rows(
-    by_stage: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
+    by_stage: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
   """One row a stage, and the function that took longest."""
   rows = []
   for stage, found in by_stage.items():
@@ -223,7 +223,7 @@ def format_folds(found: Mapping[str, Any]) -> str:
           f"{heldout} (mean and SD of {len(found['folds'])} folds)")
 
 
-def round_rows(by_round: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+def round_rows(by_round: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
   """One row a round of comparisons, reward model and PPO."""
   return [{
       "round": number,
@@ -237,7 +237,7 @@ def round_rows(by_round: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
   } for number, row in enumerate(by_round, start=1)]
 
 
-def policy_rows(figures: Mapping[str, Any]) -> list[dict[str, str]]:
+def policy_rows(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
   """One row a policy."""
   rows = []
   for name in figures["score"]:

@@ -66,6 +66,7 @@ def _run(folder: folder_lib.Folder) -> dict[str, Any]:
       "well": list(well),
       "results": tables.results(folder),
       "stages": tables.stages(folder),
+      "figures": tables.stage_figures(folder),
       "account": tables.account(folder),
       "notes": tables.notes(folder),
       "config": json.dumps(folder.config, indent=2),

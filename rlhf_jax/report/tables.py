@@ -8,7 +8,7 @@ from typing import Any
 from rlhf_jax import compare, config as config_lib, summaries
 from rlhf_jax.report.folder import Folder
 
-Rows = list[dict[str, str]]
+Rows = list[dict[str, Any]]
 _NOTHING = "-"
 _PARTS = ("tracing_seconds", "lowering_seconds", "compiling_seconds")
 _TOKENS = ("mean", "std", "p50", "max")
@@ -62,12 +62,26 @@ def compared(folders: Sequence[Folder]) -> Table:
 
 
 def stages(folder: Folder) -> Table:
-  """A row a stage, done or not: time, compilation, figures."""
-  rows = [_stage(folder, stage) for stage in folder.stages]
-  seconds = sum(content["seconds"] for content in folder.done.values())
-  return Table("Stages and times", rows, (
-      f"{len(folder.done)} of {len(rows)} stages are finished, in "
-      f"{duration(seconds)}. Compiling is part of a stage's time."))
+  """A row a stage, done or not: time and compilation."""
+  own = [stage for stage in folder.stages if not _is_taken(folder, stage)]
+  done = [stage for stage in own if stage in folder.done]
+  seconds = sum(folder.done[stage]["seconds"] for stage in done)
+  return Table(
+      "Times", [_stage(folder, stage) for stage in folder.stages],
+      f"{len(done)} of {len(own)} stages are finished, in "
+      f"{duration(seconds)}. Compiling is part of a stage's time.")
+
+
+def stage_figures(folder: Folder) -> Table:
+  """What each finished stage says of itself."""
+  shown = {
+      stage: ", ".join(
+          f"{name} {_number(value)}"
+          for name, value in content["figures"].items()
+          if isinstance(value, (int, float)) and not name.endswith("_pairs"))
+      for stage, content in folder.done.items()}
+  return Table("Figures", [{"stage": stage, "figures": text}
+                           for stage, text in shown.items() if text])
 
 
 def _stage(folder: Folder, stage: str) -> dict[str, str]:
@@ -79,10 +93,6 @@ def _stage(folder: Folder, stage: str) -> dict[str, str]:
     row["compiling"] = duration(sum(compiled[part] for part in _PARTS))
     row["programs"] = (
         f"{compiled['programs']}, {compiled['from_cache']} from the cache")
-  shown = done["figures"] if done else {}
-  row["figures"] = ", ".join(
-      f"{name} {_number(value)}" for name, value in shown.items()
-      if isinstance(value, (int, float)) and not name.endswith("_pairs"))
   return row
 
 
@@ -90,8 +100,12 @@ def _number(value: float) -> str:
   return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
+def _is_taken(folder: Folder, stage: str) -> bool:
+  return bool(folder.config.get("inputs", {}).get(stage))
+
+
 def _state(folder: Folder, stage: str) -> str:
-  if folder.config.get("inputs", {}).get(stage):
+  if _is_taken(folder, stage):
     return "taken from another run"
   if stage in folder.done:
     return "finished"

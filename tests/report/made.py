@@ -140,7 +140,11 @@ def folder(path: pathlib.Path, *, kl_coef=0.1, metrics=None, is_done=True):
   if is_done:
     write("summary.json", {
         "name": "made", "seconds": 50.0, "versions": {"jax": "0.10.2"},
-        "eval": evaluation()})
+        "eval": evaluation(), "rounds": [{
+            "policy": "ppo", "reward_model": "rm", "comparisons": 120,
+            "reward_model_accuracy": evaluation()["win_rate_vs_sft"],
+            "gold_score": None, "kl": 3.2,
+            "win_rate": evaluation()["win_rate_vs_sft"]}]})
     _write(path / "samples.jsonl",
            "".join(json.dumps(row) + "\n" for row in samples()))
   return path
