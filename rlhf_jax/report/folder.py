@@ -68,7 +68,8 @@ def read(workdir: epath.PathLike, name: str | None = None) -> Folder:
         f"{workdir / 'config.json'} does not exist: --workdir must be the "
         "folder of a run.")
   config = _json(workdir / "config.json")
-  folders = {stage: epath.Path(config.get("inputs", {}).get(stage) or workdir / stage)
+  inputs = config.get("inputs", {})
+  folders = {stage: epath.Path(inputs.get(stage) or workdir / stage)
              for stage in config["stages"]}
   done = {stage: content for stage, folder in folders.items()
           if (content := checkpoint.read_done(folder))}
