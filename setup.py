@@ -8,6 +8,7 @@ setup(
     version="0.1.0",
     description=__doc__,
     packages=find_packages(include=["rlhf_jax", "rlhf_jax.*"]),
+    package_data={"rlhf_jax.report": ["page.*"]},
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1",
@@ -18,11 +19,13 @@ setup(
         "grain>=0.2.18",
         "huggingface_hub>=0.30",
         "jax>=0.10.2,<0.11",
+        "jinja2>=3.1",
         "krippendorff>=0.8",
         "ml-collections>=1.1",
         "numpy>=2.0",
         "optax>=0.2.8,<0.3",
         "orbax-checkpoint>=0.12.8,<0.13",
+        "plotly>=7.1,<8",
         "py3langid>=0.4",
         "safetensors>=0.6",
         "tabulate>=0.9",
@@ -42,6 +45,8 @@ setup(
         # should come without CUDA, install a CPU build of it before.
         "interop": ["lm_eval>=0.4.13", "torch>=2.13",
                     "transformers[serving]>=5.24"],
+        # A real browser, for tests/browser: 260 MB.
+        "browser": ["PySide6-WebEngine>=6.12,<7", "pypdfium2>=5"],
         "test": ["gcp-storage-emulator>=2024.8", "gcsfs>=2025.1",
                  "hypothesis>=6.100", "libtpu>=0.0.52", "pytest>=8",
                  "pytest-xdist>=3.8", "rouge-score>=0.1.2", "sacrebleu>=2.4",

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 import contextlib
 import json
+import sys
 import time
 from typing import Any
 
@@ -12,10 +13,11 @@ import ml_collections
 
 from rlhf_jax import (
     checkpoint, collect, compilation, config as config_lib, datasets,
-    distributed, faults, interruption, lock, metrics, profiling, sharding,
-    storage, streams, summaries,
+    distributed, faults, guards, handoff, interruption, lock, metrics,
+    profiling, sharding, storage, streams, summaries,
 )
 from rlhf_jax.evals import stage as evaluate
+from rlhf_jax.report import page
 from rlhf_jax.run import Run
 from rlhf_jax.trainers import lm, ppo, rm, select
 
@@ -30,6 +32,8 @@ STAGES: dict[str, Callable[[Run, str], dict[str, Any]]] = {
     "ppo": ppo.train,
     "evaluate": evaluate.run_stage,
 }
+# Of how a run ends, those after which somebody looks at it.
+_FOR_A_PERSON = (guards.GuardError, handoff.WaitingForPeople)
 
 
 class WorkdirError(RuntimeError):
@@ -120,13 +124,30 @@ def run_stages(config, workdir: epath.Path) -> None:
     for stage in config.stages:
       interruption.check(stage)
       run_stage(run, stage)
-  except BaseException:
+  except BaseException as error:
     run.writer.close(is_failing=True)
+    if isinstance(error, _FOR_A_PERSON):
+      leave_report(workdir, is_failing=True)
     raise
   run.writer.close()
   summary = summaries.summarise(run, time.monotonic() - started)
   checkpoint.write_json(workdir / "summary.json", summary)
+  leave_report(workdir)
   metrics.say(summaries.format_summary(run, summary))
+
+
+def leave_report(workdir: epath.Path, *, is_failing: bool = False) -> None:
+  """Writes report.html, once for all processes; an error already on its way is
+  not hidden by one of the report."""
+  if jax.process_index() != 0:
+    return
+  try:
+    page.write([workdir], workdir / page.NAME)
+  except Exception as error:
+    if not is_failing:
+      raise
+    print(f"\nwarning: {workdir / page.NAME} is not written: {error}",
+          file=sys.stderr, flush=True)
 
 
 def config_of(workdir: epath.Path) -> ml_collections.ConfigDict:

@@ -143,28 +143,24 @@ def format_summary(run: Run, summary: dict[str, Any]) -> str:
   parts = [tabulate.tabulate(rows, headers=("stage", "time", "figures"))]
   figures = summary.get("eval")
   if figures:
-    parts.append(format_policies(figures))
+    parts.append(format_rows(policy_rows(figures)))
     if "win_rate_vs_sft" in figures:
-      rate = figures["win_rate_vs_sft"]
-      parts.append(
-          f"{run.config.evaluate.policies[-1]} is preferred to "
-          f"{run.config.evaluate.baseline}: {intervals.percent(rate)} "
-          f"of {rate['n']} held-out prompts (95 % interval, ties half)")
+      parts.append(format_win_rate(
+          figures["win_rate_vs_sft"], run.config.evaluate))
   if "reward_models" in summary:
-    parts.append(format_reward_models(summary["reward_models"]))
+    parts.append(format_rows(reward_model_rows(summary["reward_models"])))
   if "folds" in summary:
     parts.append(format_folds(summary["folds"]))
   if "rounds" in summary:
-    parts.append(format_rounds(summary["rounds"]))
+    parts.append(format_rows(round_rows(summary["rounds"])))
   if "compiled" in summary:
-    parts.append(format_compiled(summary["compiled"]))
+    parts.append(format_rows(compiled_rows(summary["compiled"])))
   if "guards" in summary:
     names = sorted({note["guard"] for note in summary["guards"]})
     parts.append(f"{len(summary['guards'])} warning(s) of guards "
                  f"({', '.join(names)}): see guards.jsonl")
-  files = ("config.json", "metrics.jsonl", "tensorboard", "samples.jsonl",
-           "guards.jsonl",
-           "summary.json")
+  files = ("report.html", "config.json", "metrics.jsonl", "tensorboard",
+           "samples.jsonl", "guards.jsonl", "summary.json")
   present = [str(run.workdir / f) for f in files
              if (run.workdir / f).exists() or f == "summary.json"]
   parts.append(
@@ -174,8 +170,21 @@ def format_summary(run: Run, summary: dict[str, Any]) -> str:
   return "\n" + "\n\n".join(parts)
 
 
-def format_reward_models(compared: Sequence[Mapping[str, Any]]) -> str:
-  """Accuracy and loss on validation comparisons, one line a reward model."""
+def format_win_rate(rate: Mapping[str, Any], settings) -> str:
+  """`settings` are those of the evaluation."""
+  return (f"{settings['policies'][-1]} is preferred to "
+          f"{settings['baseline']}: {intervals.percent(rate)} "
+          f"of {rate['n']} held-out prompts (95 % interval, ties half)")
+
+
+def format_rows(rows: Sequence[Mapping[str, str]]) -> str:
+  """A table of rows that all have the columns of the first."""
+  return tabulate.tabulate(rows, headers="keys", disable_numparse=True)
+
+
+def reward_model_rows(
+    compared: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+  """Accuracy and loss on validation comparisons, one row a reward model."""
   rows = []
   for model in compared:
     row = {"reward model": model["reward_model"],
@@ -187,11 +196,12 @@ def format_reward_models(compared: Sequence[Mapping[str, Any]]) -> str:
       if group != "all":
         row[group.replace("_", " ")] = intervals.percent(found)
     rows.append(row)
-  return tabulate.tabulate(rows, headers="keys", disable_numparse=True)
+  return rows
 
 
-def format_compiled(by_stage: Mapping[str, Mapping[str, Any]]) -> str:
-  """One line a stage, and the function that took longest."""
+def compiled_rows(
+    by_stage: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+  """One row a stage, and the function that took longest."""
   rows = []
   for stage, found in by_stage.items():
     slowest = next(iter(found["seconds_by_function"].items()), None)
@@ -202,7 +212,7 @@ def format_compiled(by_stage: Mapping[str, Mapping[str, Any]]) -> str:
         **{name: f"{found[f'{name}_seconds']:.1f} s"
            for name in ("tracing", "lowering", "compiling")},
         "slowest": "{} {:.1f} s".format(*slowest) if slowest else "-"})
-  return tabulate.tabulate(rows, headers="keys", disable_numparse=True)
+  return rows
 
 
 def format_folds(found: Mapping[str, Any]) -> str:
@@ -213,9 +223,9 @@ def format_folds(found: Mapping[str, Any]) -> str:
           f"{heldout} (mean and SD of {len(found['folds'])} folds)")
 
 
-def format_rounds(by_round: Sequence[Mapping[str, Any]]) -> str:
-  """One line a round of comparisons, reward model and PPO."""
-  rows = [{
+def round_rows(by_round: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+  """One row a round of comparisons, reward model and PPO."""
+  return [{
       "round": number,
       "policy": row["policy"],
       "comparisons": row["comparisons"],
@@ -225,11 +235,10 @@ def format_rounds(by_round: Sequence[Mapping[str, Any]]) -> str:
       "win rate": intervals.percent(row["win_rate"]),
       "KL": f"{row['kl']:.2f}",
   } for number, row in enumerate(by_round, start=1)]
-  return tabulate.tabulate(rows, headers="keys", disable_numparse=True)
 
 
-def format_policies(figures: dict[str, Any]) -> str:
-  """One line a policy."""
+def policy_rows(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
+  """One row a policy."""
   rows = []
   for name in figures["score"]:
     row = {"policy": name}
@@ -245,4 +254,4 @@ def format_policies(figures: dict[str, Any]) -> str:
     row["tokens"] = f"{figures['response_length'][name]:.1f}"
     row["ended"] = f"{100 * figures['ended'][name]:.0f} %"
     rows.append(row)
-  return tabulate.tabulate(rows, headers="keys", disable_numparse=True)
+  return rows

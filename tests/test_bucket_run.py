@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import re
 from unittest import mock
 
 from etils import epath
@@ -86,3 +87,13 @@ def test_stages_end_alike(base, calls):
   for stage in base.config.stages:
     ours = json.loads((WORKDIR / stage / "done.json").read_text())
     assert ours["figures"] == base.json(f"{stage}/done.json")["figures"]
+
+
+def test_the_report_shows_the_same(base, calls):
+  samples, data = (
+      [re.search(pattern, (workdir / "report.html").read_text(), re.DOTALL)[1]
+       for workdir in (WORKDIR, base.workdir)]
+      for pattern in (r'id="sample-data">(.*?)</script>',
+                      r'<section id="data">(.*?)</section>'))
+  assert samples[0] == samples[1]
+  assert data[0] == data[1] and "Rows dropped, by rule" in data[0]

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import html
 import json
 import math
 import types
@@ -346,7 +347,8 @@ def test_a_stream_with_a_defect_is_stopped(tmp_path, name, stage, change):
 
 
 def test_what_is_not_a_guards_is_still_written_before_it_stops(tmp_path):
-  """The row of the step is there to be read, the checkpoint before it too."""
+  """The row of the step is there to be read, the checkpoint before it too, and
+  a report that says why."""
   defect, overrides = DEFECTS["ended"]
   with defect(), pytest.raises(guards.GuardError):
     run_ppo(tmp_path, **only("ended"), **overrides)
@@ -354,3 +356,5 @@ def test_what_is_not_a_guards_is_still_written_before_it_stops(tmp_path):
   assert written == [1, 2, 3, 4, 5]
   saved = [path.name for path in (tmp_path / "ppo/checkpoints").iterdir()]
   assert saved == ["4"]
+  report = html.unescape((tmp_path / "report.html").read_text())
+  assert "the guard 'ended' stops the run" in report

@@ -19,8 +19,10 @@ LAYERS = (
     "guards rollout refill",
     "ppo_step run datasets streams sampler scoring loop",
     "labelers handoff collect screening evals trainers",
-    "summaries pipeline recipe model_card",
-    "main sample compare evaluate screen plan replay export command",
+    "summaries compare",
+    "report",
+    "pipeline recipe model_card",
+    "main sample evaluate screen plan replay export command",
 )
 
 

@@ -62,7 +62,7 @@ def test_the_tiny_run_fits_its_devices(device_count):
 def test_the_workdir_is_that_of_the_design(base):
   found = {path.name for path in base.workdir.iterdir()}
   assert found == {"config.json", "metrics.jsonl", "tensorboard", "data",
-                   "samples.jsonl", "summary.json", *STAGES}
+                   "samples.jsonl", "summary.json", "report.html", *STAGES}
   for stage in STAGES:
     assert (base.workdir / stage / "settings.json").exists()
     assert (base.workdir / "tensorboard" / stage).is_dir()
@@ -292,13 +292,26 @@ def test_cleaning_gave_an_account(base):
       base.printed)
 
 
+def test_the_report_has_every_stage_and_its_curves(base):
+  report = (base.workdir / "report.html").read_text()
+  assert f"{len(STAGES)} of {len(STAGES)} stages are finished" in report
+  for stage in STAGES:
+    assert f"<td>{stage}</td><td>finished</td>" in report
+  for stage in ("pretrain", "sft", "rm", "rl_init", "ppo"):
+    assert f'id="chart-{stage}-grad_norm"' in report
+  for kind in KINDS:
+    assert f"<td>{kind}</td>" in report
+  assert str(base.workdir / "report.html") in base.printed
+
+
 # ------------------------------------------------------------ done and again
 
 
 def changeless(workdir):
-  """All files but the two that every call writes."""
+  """All files but the three that every call writes."""
   files = tiny_run.contents(workdir)
-  del files["config.json"], files["summary.json"]
+  for name in ("config.json", "summary.json", "report.html"):
+    del files[name]
   return files
 
 

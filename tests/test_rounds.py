@@ -85,7 +85,8 @@ def test_the_summary_has_a_line_a_round(run):
   accuracies = [row["reward_model_accuracy"] for row in summary["rounds"]]
   assert len({found["pairs"] for found in accuracies}) == 1
   assert accuracies[-1] == summary["rm"]["accuracy_intervals"]["all"]
-  table = summaries.format_rounds(summary["rounds"])
+  table = summaries.format_rows(
+      summaries.round_rows(summary["rounds"]))
   assert len(table.splitlines()) == 2 + 3
 
 
@@ -99,7 +100,8 @@ def test_the_summary_has_a_line_a_reward_model(run):
          else run.workdir) / line["reward_model"] / "report.json").read_text())
     assert line["by_group"] == report["validation"]["accuracy"]
     assert len(line["by_epoch"]) == 2
-  table = summaries.format_reward_models(lines).splitlines()
+  table = summaries.format_rows(
+      summaries.reward_model_rows(lines)).splitlines()
   assert len(table) == 2 + 3
   for name in ("epoch 1", "epoch 2", "train labelers", "heldout labelers"):
     assert name in table[0]

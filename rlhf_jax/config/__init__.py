@@ -38,8 +38,8 @@ from rlhf_jax.data import records
 
 __all__ = (
     "ConfigError", "INIT", "POLICIES", "READS", "REWARD_MODELS", "STAGES",
-    "asks_people", "differing", "filled_up", "keys_of", "name_of", "read_by",
-    "stage_keys", "unknown_keys", "validate", "with_imported",
+    "asks_people", "differing", "filled_up", "flat", "keys_of", "name_of",
+    "read_by", "stage_keys", "unknown_keys", "validate", "with_imported",
 )
 # A checkpoint is selected among those of these settings.
 _SELECTS = ("every_eval_steps", "eval_batch_size", "max_eval_batches")
@@ -153,8 +153,8 @@ def stage_keys(config: ml_collections.ConfigDict, stage: str) -> Tree:
 
 def differing(old: Tree, new: Tree) -> list[str]:
   """Lines such as "ppo.method.kl_coef: 0.05 -> 0.02"; lists equal tuples."""
-  old, new = _flat(old), _flat(new)
-  show = lambda flat, key: repr(flat[key]) if key in flat else "(absent)"
+  old, new = flat(old), flat(new)
+  show = lambda keys, key: repr(keys[key]) if key in keys else "(absent)"
   return [
       f"{key}: {show(old, key)} -> {show(new, key)}"
       for key in sorted(old.keys() | new.keys())
@@ -174,14 +174,15 @@ def _raise(errors: Iterable[str]) -> None:
     raise ConfigError("\n".join(errors))
 
 
-def _flat(tree: Tree, prefix: str = "") -> Tree:
-  flat = {}
+def flat(tree: Tree, prefix: str = "") -> Tree:
+  """{"a": {"b": value}} -> {"a.b": value}, as JSON can hold it."""
+  found = {}
   for key, value in tree.items():
     if isinstance(value, dict) and value:
-      flat |= _flat(value, f"{prefix}{key}.")
+      found |= flat(value, f"{prefix}{key}.")
     else:
-      flat[f"{prefix}{key}"] = _plain(value)
-  return flat
+      found[f"{prefix}{key}"] = _plain(value)
+  return found
 
 
 def _plain(value: Any) -> Any:
