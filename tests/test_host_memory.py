@@ -3,7 +3,6 @@
 import os
 import pathlib
 import platform
-import re
 import subprocess
 import sys
 
