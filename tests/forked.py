@@ -156,6 +156,8 @@ def _become(request: dict, output: int) -> None:
   os.close(output)
   os.environ.clear()
   os.environ.update(request["env"])
+  # or the program would begin again, without what it was forked for
+  os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=0")
   import jax  # pylint: disable=g-import-not-at-top
   # What JAX read from its mother's environment.
   jax.config.update(
