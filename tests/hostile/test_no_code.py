@@ -28,6 +28,8 @@ _ATTRIBUTES = {
     "importlib": {"import_module"},
     "joblib": {"load"}, "pandas": {"read_pickle"}, "jsonpickle": {"decode"},
 }
+# The program begins itself again, with the command line that it was given.
+_ALLOWED = {"rlhf_jax/host_memory.py": ["os.execve"]}
 
 
 def _called(tree):
@@ -55,7 +57,8 @@ def _called(tree):
 @pytest.mark.parametrize(
     "path", _MODULES, ids=lambda path: str(path.relative_to(_ROOT)))
 def test_no_module_runs_what_it_reads(path):
-  assert not list(_called(ast.parse(path.read_text())))
+  found = [what for _, what in _called(ast.parse(path.read_text()))]
+  assert found == _ALLOWED.get(str(path.relative_to(_ROOT)), [])
 
 
 @pytest.mark.parametrize("source", [
