@@ -16,7 +16,6 @@ import jax.numpy as jnp
 from rlhf_jax import train_state
 from rlhf_jax.models import transformer
 from rlhf_jax.models.policy import Policy
-from rlhf_jax.models.transformer import Block
 from rlhf_jax.sharding import constrain
 
 
@@ -235,7 +234,6 @@ def make_cached_forward(model: Policy, params: Any) -> Callable[..., Any]:
     the first S slots are read.
   """
   config = model.config
-  block = Block(config)
   params = unstacked(params, config.num_layers)
   layers = params["transformer"].pop("blocks")
 
@@ -243,18 +241,14 @@ def make_cached_forward(model: Policy, params: Any) -> Callable[..., Any]:
     x = model.apply(
         {"params": params}, tokens, positions,
         method=lambda m, *args: m.transformer.embed(*args))
-    length, new_caches = tokens.shape[1], []
+    length = tokens.shape[1]
     # the last block computes nothing but what the next token comes from
     newest = None if length == 1 else (length - 1, length)
-    for number, (layer, cache) in enumerate(zip(layers, caches)):
-      is_last = number == config.num_layers - 1
-      x, cache = block.apply(
-          {"params": layer}, x, number, masks, cache, index, True,
-          newest if is_last else None)
-      new_caches.append(cache)
+    x, caches = transformer.apply_each(
+        config, layers, x, masks, caches, index, newest)
     logits = model.apply(
         {"params": params}, x,
         method=lambda m, x: m.logits(m.transformer.finish(x)))
-    return logits[:, 0], tuple(new_caches)
+    return logits[:, 0], caches
 
   return forward

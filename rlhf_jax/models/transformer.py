@@ -343,11 +343,7 @@ class Transformer(nn.Module):
     """All blocks, the last for places (first, end) alone."""
     c = self.config
     layers = unstacked(self.blocks.variables["params"], c.num_layers)
-    for number, layer in enumerate(layers):
-      is_last = number == c.num_layers - 1
-      x, _ = Block(c, parent=None).apply(
-          {"params": layer}, x, number, masks, None, None, True,
-          places if is_last else None)
+    x, _ = apply_each(c, layers, x, masks, (None,) * c.num_layers, None, places)
     return x
 
   def embed(self, tokens, positions, *, deterministic=True):
@@ -376,6 +372,31 @@ def unstacked(blocks, num_layers: int) -> tuple:
   cut = lambda x: jax.lax.split(x, (1,) * num_layers)
   layers = zip(*([part[0] for part in cut(leaf)] for leaf in leaves))
   return tuple(treedef.unflatten(layer) for layer in layers)
+
+
+def apply_each(config, layers, x, masks, caches, cache_index, places):
+  """Blocks one by one, the last for places (first, end) alone, or all (None).
+
+  Args:
+    config: of the blocks.
+    layers: their parameters, as of `unstacked`.
+    x: [B, L, D].
+    masks: as a Block takes them.
+    caches: one a block, or None of each.
+    cache_index: where they are written.
+    places: of the last block.
+
+  Returns:
+    (x, or its places [B, end - first, D]; the new caches)
+  """
+  block, new_caches = Block(config, parent=None), []
+  for number, (layer, cache) in enumerate(zip(layers, caches)):
+    is_last = number == config.num_layers - 1
+    x, cache = block.apply(
+        {"params": layer}, x, number, masks, cache, cache_index, True,
+        places if is_last else None)
+    new_caches.append(cache)
+  return x, tuple(new_caches)
 
 
 def lookup(table: nn.Embed, ids):
