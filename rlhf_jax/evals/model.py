@@ -8,8 +8,6 @@ from collections.abc import Sequence
 import dataclasses
 from typing import Protocol
 
-from rlhf_jax.evals import results
-
 
 @dataclasses.dataclass(frozen=True)
 class Likelihood:
@@ -60,10 +58,3 @@ class Model(Protocol):
   def complete(self, prompts: Sequence[str]) -> list[Completion]:
     """The most likely next token, again and again, to the end or the most
     tokens that there may be."""
-
-
-def fit(found: Sequence[Likelihood | None]):
-  """Yields the rows of what did not fit."""
-  return results.fit(
-      [like is not None and like.is_cut for like in found],
-      [like is None for like in found])
