@@ -10,9 +10,9 @@ PPO-ptx; and of PPO over `ptx_coef` and over `kl_coef`.
 from experiments.studies import runs
 
 
-def get_config(size: str = "mini"):
+def get_config():
   return runs.study("alignment_tax", {
-      "main": runs.main(size),
-      "plain": runs.plain(size),
-      "tax": runs.tax(size),
+      "main": runs.main(),
+      "plain": runs.plain(),
+      "tax": runs.tax(),
   })

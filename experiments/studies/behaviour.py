@@ -9,8 +9,8 @@ Table 3's metadata, of pretrained, prompted, SFT, PPO and PPO-ptx.
 from experiments.studies import runs
 
 
-def get_config(size: str = "mini"):
+def get_config():
   return runs.study("behaviour", {
-      "main": runs.main(size),
-      "plain": runs.plain(size),
+      "main": runs.main(),
+      "plain": runs.plain(),
   })

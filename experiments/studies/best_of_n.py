@@ -8,9 +8,9 @@ Gold and proxy score over the KL to the policy that both start from.
 from experiments.studies import runs
 
 
-def get_config(size: str = "mini"):
+def get_config():
   return runs.study("best_of_n", {
-      "main": runs.main(size),
-      "plain": runs.plain(size),
-      "tax": runs.tax(size),
+      "main": runs.main(),
+      "plain": runs.plain(),
+      "tax": runs.tax(),
   })

@@ -10,9 +10,9 @@ parameters, judged by held-out labelers against the SFT policy of the largest.
 from experiments.studies import runs
 
 
-def get_config(size: str = "mini"):
+def get_config():
   return runs.study("model_sizes", {
-      "main": runs.main(size),
-      "plain": runs.plain(size),
-      **{f"small_{name}": runs.small(size, name) for name in runs.MODELS},
+      "main": runs.main(),
+      "plain": runs.plain(),
+      **{f"small_{name}": runs.small(name) for name in runs.MODELS},
   })

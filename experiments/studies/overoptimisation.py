@@ -10,11 +10,11 @@ penalty: reward models of three sizes, and of three numbers of comparisons.
 from experiments.studies import runs
 
 
-def get_config(size: str = "mini"):
+def get_config():
   return runs.study("overoptimisation", {
-      "main": runs.main(size),
-      "counts": runs.counts(size),
-      "gao": runs.gao(size),
-      **{f"small_{name}": runs.small(size, name) for name in runs.MODELS},
-      **{f"gao_{name}": runs.gao_small(size, name) for name in runs.MODELS},
+      "main": runs.main(),
+      "counts": runs.counts(),
+      "gao": runs.gao(),
+      **{f"small_{name}": runs.small(name) for name in runs.MODELS},
+      **{f"gao_{name}": runs.gao_small(name) for name in runs.MODELS},
   })

@@ -10,9 +10,9 @@ and of K-wise batches against the same pairs shuffled.
 from experiments.studies import runs
 
 
-def get_config(size: str = "mini"):
+def get_config():
   return runs.study("reward_models", {
-      "main": runs.main(size),
-      "counts": runs.counts(size),
-      "folds": runs.folds(size),
+      "main": runs.main(),
+      "counts": runs.counts(),
+      "folds": runs.folds(),
   })

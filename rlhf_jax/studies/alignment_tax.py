@@ -93,7 +93,8 @@ def tables(rows: Sequence[Row]) -> list[Table]:
   titles = [figure.title for figure in columns]
   found = [Table(
       "Policies; mean over seeds, least and most",
-      ("policy", *titles), [(label, *line(*who)) for label, who in MAIN.items()])]
+      ("policy", *titles),
+      [(label, *line(*who)) for label, who in MAIN.items()])]
   for coefficient, points in sweeps(rows).items():
     found.append(Table(
         f"PPO by {coefficient}" + (

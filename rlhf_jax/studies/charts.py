@@ -24,8 +24,9 @@ def over_settings(panel: Any, rows: Sequence[Row],
     of: task and name of the figure.
   """
   places = range(len(points))
-  seeds = [list(measuring.values(
-      rows, run=run, policy=policy, **of).values()) for _, run, policy in points]
+  seeds = [
+      list(measuring.values(rows, run=run, policy=policy, **of).values())
+      for _, run, policy in points]
   for place, found in zip(places, seeds):
     panel.plot([place] * len(found), found, ".", color=COLORS[0], alpha=0.5)
   panel.plot(places, [sum(found) / len(found) for found in seeds], "-",

@@ -22,6 +22,10 @@ from rlhf_jax.run import Run
 from rlhf_jax.studies.study import Row, Study
 
 _KEYS = {"name", "seeds", "runs"}
+_REPORT = "report.json"
+# Of a run's data, what does not come out of its stages.
+_SHARED_DATA = ("tokenizer.json", "tokenizer_config.json", "pretrain",
+                "demonstrations", "prompts")
 
 
 def validate(study: ml_collections.ConfigDict) -> None:
@@ -99,8 +103,39 @@ def run_all(study: ml_collections.ConfigDict, workdir: epath.Path,
     if is_finished(config, folder):
       metrics.say("finished before")
       continue
+    lend_data(study, name, seed_folder(workdir, seed))
     pipeline.run_all(config, folder)
     jax.clear_caches()  # the next one compiles its own, or finds it on disk
+
+
+def lend_data(study: ml_collections.ConfigDict, name: str,
+              folder: epath.Path) -> None:
+  """Copies data that are prepared already from a run that this one takes
+  stages of, if it makes the same of the same sources; cleaning and tokenising
+  are a good part of a short run."""
+  settings = lambda run: (
+      run.data.to_dict(), run.smallworld.to_dict(), run.model.vocab_size,
+      run.model.context_length)
+  ours = study.runs[name]
+  for lender in {source.partition("/")[0] for source in taken(ours).values()}:
+    theirs = study.runs[lender]
+    if settings(theirs) == settings(ours):
+      for part in _SHARED_DATA:
+        _copy(folder / lender / "data" / part, folder / name / "data" / part)
+
+
+def _copy(source: epath.Path, target: epath.Path) -> None:
+  """A file or a folder that is there, to where there is none; whole or not at
+  all."""
+  if target.exists() or not source.exists():
+    return
+  if not source.is_dir():
+    target.parent.mkdir(parents=True, exist_ok=True)
+    source.copy(target)
+    return
+  # the report comes last: it says that the rest is there
+  for path in sorted(source.iterdir(), key=lambda path: path.name == _REPORT):
+    _copy(path, target / path.name)
 
 
 def is_finished(config: ml_collections.ConfigDict, folder: epath.Path) -> bool:

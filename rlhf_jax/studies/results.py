@@ -15,8 +15,8 @@ from rlhf_jax.studies.study import COLUMNS, Row, Study, Table
 def check_drawing() -> None:
   """Raises a ConfigError where figures cannot be drawn."""
   if importlib.util.find_spec("matplotlib") is None:
-    raise ConfigError("studies draw with matplotlib, which is not installed: run "
-                      "pip install -e '.[studies]'")
+    raise ConfigError("studies draw with matplotlib, which is not installed: "
+                      "run pip install -e '.[studies]'")
 
 
 def write(of: Study, rows: Sequence[Row], folder: epath.Path) -> str:
@@ -68,6 +68,7 @@ def hours(rows: Sequence[Row]) -> Table:
       of[row["seed"]] += row["mean"] / 60
   total = {seed: sum(of[seed] for of in found.values()) for seed in seeds}
   return Table(
-      "Minutes of each run's own stages", ("run", *(f"seed {s}" for s in seeds)),
+      "Minutes of each run's own stages",
+      ("run", *(f"seed {seed}" for seed in seeds)),
       [(name, *(f"{of[seed]:.1f}" for seed in seeds))
        for name, of in (found | {"all": total}).items()])
