@@ -17,7 +17,7 @@ from typing import Any
 from rlhf_jax.data.fields import DataError
 from rlhf_jax.evals import (
     comparisons, contest, entropy, facts, generation, items as items_lib,
-    multiple_choice, perplexity, responses,
+    judged, multiple_choice, perplexity, responses,
 )
 
 # Whom an evaluator is called with, beside its items: a `model.Model`; what a
@@ -140,6 +140,12 @@ EVALUATORS: dict[str, Evaluator] = {
     "style": Evaluator(
         "length, share that ends, distinct n-grams",
         responses.style, RESPONSES, data="prompts"),
+    "gold": Evaluator(
+        "Smallworld's gold score and its parts",
+        judged.gold, RESPONSES, data="prompts", of_world=True),
+    "metadata": Evaluator(
+        "labels of Table 3 by Smallworld's rubric; Figure 4",
+        judged.metadata, RESPONSES, data="prompts", of_world=True),
     "reward_model": Evaluator(
         "accuracy on validation comparisons, by group",
         comparisons.measure_held_out, REWARD_MODEL),

@@ -193,7 +193,8 @@ class Policy:
         bench.run, bench.respond, bench.kl, key, self._params,
         bench.reference, rows, bench.batch_size, bench.tick)
     return Responses([row["prompt"] for row in rows], *found,
-                     tokenizer=bench.run.tokenizer.digest)
+                     tokenizer=bench.run.tokenizer.digest,
+                     world=bench.run.world)
 
   def _context(self, ids: Tokens) -> list[int]:
     """A context as the model reads it: nothing is the beginning of a document,
