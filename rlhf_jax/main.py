@@ -22,11 +22,8 @@ from absl import logging
 from etils import epath
 
 from rlhf_jax import (
-    checkpoint, command, compilation, config, distributed, faults, guards,
-    handoff, interruption, lock, metrics, pipeline, storage,
+    command, compilation, distributed, faults, interruption, pipeline,
 )
-from rlhf_jax.data.records import DataError
-from rlhf_jax.hf.fields import FolderError
 
 _CONFIG = command.config_flag()
 _WORKDIR = flags.DEFINE_string(
@@ -55,10 +52,6 @@ _GRACE_SECONDS = flags.DEFINE_float(
     "After SIGTERM the process ends after so many seconds, saved or not.",
     lower_bound=0, flag_values=_START)
 flags.FLAGS.append_flag_values(_START)
-# What a person can mend: one message, no traceback.
-_USER_ERRORS = (
-    config.ConfigError, DataError, FolderError, pipeline.WorkdirError,
-    checkpoint.CheckpointError, storage.StorageError, lock.LockError)
 
 
 def main(argv):
@@ -68,17 +61,8 @@ def main(argv):
   logging.get_absl_logger().addFilter(faults.is_news)
   workdir = epath.Path(_WORKDIR.value or f"runs/{_CONFIG.value.name}")
   compilation.enable_compilation_cache(workdir)
-  try:
+  with command.one_message():
     pipeline.run_all(_CONFIG.value, workdir)
-  except handoff.WaitingForPeople as waiting:
-    metrics.say(f"\n{waiting}")
-  except _USER_ERRORS as error:
-    distributed.refuse(str(error))
-  except interruption.Interrupted as stop:
-    distributed.leave(
-        f"ended as asked. {stop}; the same command goes on", stop.status)
-  except guards.GuardError as error:
-    distributed.leave(f"error: {error}", exits.STOPPED)
 
 
 def parse_flags(argv):

@@ -96,6 +96,7 @@ def test_the_paper_on_a_run(base, call, tmp_path):
   for task, name, figures in (
       ("win_rate", "win_rate", own["win_rate"]),
       ("kl", "kl", own["kl_intervals"]),
+      ("gold", "gold", own["gold_score_intervals"]),
       ("kl", "kl_sampled", own["kl_sampled_intervals"])):
     found = by_policy(rows_of(out, task), name)
     assert set(found) == set(POLICIES) - (
@@ -110,6 +111,13 @@ def test_the_paper_on_a_run(base, call, tmp_path):
   elo = by_policy(rows_of(out, "elo"), "elo")
   assert elo["sft"]["mean"] == 1000
   assert (elo["ppo"]["mean"] > 1000) == (own["win_rate"]["ppo"]["mean"] > 0.5)
+  labels = rows_of(out, "metadata")
+  for policy in POLICIES:
+    attempts, fails = (by_policy(labels, name)[policy]["mean"] for name in (
+        "attempts_instruction", "fails_instruction"))
+    assert attempts == pytest.approx(1 - fails)
+  known = by_policy(rows_of(out, "facts"), "accuracy")
+  assert {of["n"] for of in known.values()} == {84}
   accuracy = by_policy(rows_of(out, "reward_model"), "accuracy/all")
   of_rm = base.json("rm/done.json")["figures"]["validation_accuracy_by_group"]
   assert accuracy["rm"]["mean"] == pytest.approx(of_rm["all"]["mean"])

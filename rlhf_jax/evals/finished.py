@@ -109,6 +109,8 @@ def why_not(run: Run, evaluator: Evaluator) -> str:
   if evaluator.scope == registry.REWARD_MODEL:
     if not stages(run, config_lib.REWARD_MODELS):
       return f"{run.workdir} has no finished reward model"
+  if evaluator.of_world and run.world is None:
+    return f"{run.workdir} is no run of Smallworld"
   data = evaluator.data
   if data and not (run.workdir / "data" / data / "report.json").exists():
     return f"{run.workdir} has no prepared {data}"

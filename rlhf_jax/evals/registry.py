@@ -16,8 +16,8 @@ from typing import Any
 
 from rlhf_jax.data.fields import DataError
 from rlhf_jax.evals import (
-    comparisons, contest, entropy, generation, items as items_lib,
-    multiple_choice, perplexity, responses,
+    comparisons, contest, entropy, facts, generation, items as items_lib,
+    judged, multiple_choice, perplexity, responses,
 )
 
 # Whom an evaluator is called with, beside its items: a `model.Model`; what a
@@ -42,6 +42,7 @@ class Evaluator:
     file: that file in the data folder; "" where it is given by name.
     package: what must be installed.
     data: the kind of the run's own prepared data that it needs.
+    of_world: whether the run must be one of Smallworld.
   """
 
   about: str
@@ -51,6 +52,7 @@ class Evaluator:
   file: str = ""
   package: str = ""
   data: str = ""
+  of_world: bool = False
 
   def items(self, root: str, limit: int | None) -> list[Any]:
     """The items of its file, at most `limit`; [] where it reads none.
@@ -138,12 +140,21 @@ EVALUATORS: dict[str, Evaluator] = {
     "style": Evaluator(
         "length, share that ends, distinct n-grams",
         responses.style, RESPONSES, data="prompts"),
+    "gold": Evaluator(
+        "Smallworld's gold score and its parts",
+        judged.gold, RESPONSES, data="prompts", of_world=True),
+    "metadata": Evaluator(
+        "labels of Table 3 by Smallworld's rubric; Figure 4",
+        judged.metadata, RESPONSES, data="prompts", of_world=True),
     "reward_model": Evaluator(
         "accuracy on validation comparisons, by group",
         comparisons.measure_held_out, REWARD_MODEL),
     "pretraining": Evaluator(
         "perplexity of held-out pretraining text",
         lambda model: perplexity.of_windows(model.held_out()), data="pretrain"),
+    "facts": Evaluator(
+        "Smallworld's facts as multiple choice",
+        lambda model: facts.measure(model, model.facts()), of_world=True),
     # of the data folder
     "hellaswag": _of_file(
         "multiple_choice", "hellaswag", "HellaSwag, zero-shot",

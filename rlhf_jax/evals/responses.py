@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
+import functools
 import itertools
 from typing import Any
 
@@ -9,6 +10,8 @@ import jax
 import numpy as np
 
 from rlhf_jax import profiling, sampler
+from rlhf_jax.data.smallworld import Judgment, Smallworld
+from rlhf_jax.data.smallworld.prompts import Task
 from rlhf_jax.evals import diversity, intervals, results
 from rlhf_jax.evals.results import Row
 from rlhf_jax.run import Run
@@ -26,6 +29,7 @@ class Responses:
       a response's tokens, in nats.
     kl_sampled: float [N], the log-ratio of the sample (k1).
     tokenizer: the digest of that which the responses' tokens are of.
+    world: the Smallworld of the prompts, if they are of one.
   """
 
   prompts: Sequence[str]
@@ -33,11 +37,23 @@ class Responses:
   kl: np.ndarray
   kl_sampled: np.ndarray
   tokenizer: str = ""
+  world: Smallworld | None = None
 
   @property
   def text_of(self) -> dict[str, str]:
     """Prompt -> response."""
     return dict(zip(self.prompts, (r.text for r in self.responses)))
+
+  @functools.cached_property
+  def judgments(self) -> list[Judgment]:
+    """Of each response, by the rubric of its world."""
+    return [self.world.judge(prompt, response.text)
+            for prompt, response in zip(self.prompts, self.responses)]
+
+  @property
+  def tasks(self) -> list[Task]:
+    """What each prompt asks for, as its world understands it."""
+    return [self.world.parse(prompt) for prompt in self.prompts]
 
   @property
   def num_tokens(self) -> list[int]:

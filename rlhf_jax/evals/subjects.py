@@ -15,8 +15,8 @@ import numpy as np
 from rlhf_jax import ahead, sampler, scoring, sharding
 from rlhf_jax.data import batches
 from rlhf_jax.evals import (
-    divergence, items as items_lib, language_loss, ranking, responses,
-    reward_model,
+    divergence, facts as facts_lib, items as items_lib, language_loss, ranking,
+    responses, reward_model,
 )
 from rlhf_jax.evals.model import Completion, Likelihood
 from rlhf_jax.evals.responses import Responses
@@ -106,6 +106,12 @@ class Bench:
     numbers = items_lib.spread(range(len(rows)), self.settings.limit)
     return [np.asarray(rows[number]["tokens"]) for number in numbers]
 
+  @functools.cached_property
+  def facts(self) -> list[facts_lib.Fact]:
+    """Those of the run's Smallworld."""
+    return items_lib.spread(
+        facts_lib.of_world(self.run.world.world), self.settings.limit)
+
   def lengths(self) -> list[int]:
     """What texts are padded to, from the shortest."""
     found = [self.context_length]
@@ -157,6 +163,10 @@ class Policy:
         [(window[:1], window[1:]) for window in self._bench.windows],
         self._bench.tick)
 
+  def facts(self) -> list[facts_lib.Fact]:
+    """What can be asked about the run's Smallworld."""
+    return self._bench.facts
+
   def complete(self, prompts: Sequence[str]) -> list[Completion]:
     bench = self._bench
     length = bench.context_length - bench.new_tokens
@@ -183,7 +193,8 @@ class Policy:
         bench.run, bench.respond, bench.kl, key, self._params,
         bench.reference, rows, bench.batch_size, bench.tick)
     return Responses([row["prompt"] for row in rows], *found,
-                     tokenizer=bench.run.tokenizer.digest)
+                     tokenizer=bench.run.tokenizer.digest,
+                     world=bench.run.world)
 
   def _context(self, ids: Tokens) -> list[int]:
     """A context as the model reads it: nothing is the beginning of a document,

@@ -232,6 +232,8 @@ class Measurement:
     number = sum(task.num_texts for task in self.tasks.values())
     if any(task.evaluator.data == "pretrain" for task in self.tasks.values()):
       number += len(bench.windows)
+    if "facts" in self.tasks:
+      number += sum(fact.num_texts for fact in bench.facts)
     if self._of(registry.RESPONSES, registry.CONTEST):
       number += len(bench.prompts)
     return number + len(self._of(registry.CONTEST)) * len(bench.prompts)

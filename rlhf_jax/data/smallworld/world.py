@@ -164,10 +164,14 @@ class World:
     form = rng.choice(FACT_FORMS[key[1]])
     return form.format(subject=key[0], value=value or self.facts[key])
 
-  def wrong_value(self, key: tuple[str, str], rng: random.Random) -> str:
-    """A value of the right kind that is false for this fact."""
+  def wrong_values(self, key: tuple[str, str]) -> list[str]:
+    """The values of the right kind that are false for this fact."""
     pool = PETS if key[1] == "pet" else self.words[ATTRIBUTES[key[1]]]
-    return rng.choice([w for w in pool if w not in (key[0], self.facts[key])])
+    return [w for w in pool if w not in (key[0], self.facts[key])]
+
+  def wrong_value(self, key: tuple[str, str], rng: random.Random) -> str:
+    """One of them."""
+    return rng.choice(self.wrong_values(key))
 
   def claims(self, text: str) -> list[Claim]:
     """The facts that `text` states, true or false, each once."""

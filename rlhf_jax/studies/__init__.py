@@ -1,0 +1,1 @@
+"""What several runs show together: the paper's figures, in miniature."""

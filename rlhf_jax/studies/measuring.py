@@ -1,0 +1,80 @@
+"""Evaluators on a study's runs, and its rows by what they are of."""
+
+from collections.abc import Callable, Mapping, Sequence
+import math
+from typing import Any
+
+from rlhf_jax.evals import suite
+from rlhf_jax.evals.results import Row as Figure
+from rlhf_jax.evals.suite import Result
+from rlhf_jax.run import Run
+from rlhf_jax.studies.study import Row
+
+NUM_PROMPTS = 512  # held-out, of every study
+
+
+def evaluate(runs: Mapping[str, Run], tasks: Sequence[str],
+             **options: Any) -> suite.Measurement:
+  """Measures policies by `rlhf_jax.evals`; the measurement has `report.results`
+  and what every policy said.
+
+  Args:
+    runs: by name.
+    tasks: names of evaluators.
+    **options: as of `suite.Options`.
+
+  Raises:
+    LeftOut: a task cannot be done on these runs.
+  """
+  prepared, left_out = suite.prepare(tasks, "", None)
+  measurement = suite.Measurement(
+      runs, prepared, left_out,
+      suite.Options(num_prompts=NUM_PROMPTS, **options))
+  for _ in measurement.measure():
+    pass
+  return measurement
+
+
+def setting(run: str, policy: str, name: str, value: float) -> Result:
+  """A row of what was set, as a figure needs it for an axis."""
+  return Result(run, policy, "setting",
+                Figure(name, float(value), math.nan, math.nan, 1))
+
+
+def value(rows: Sequence[Row], **of: Any) -> float:
+  """The figure of these keys, its mean over seeds; NaN where there is none."""
+  found = values(rows, **of)
+  return sum(found.values()) / len(found) if found else math.nan
+
+
+def values(rows: Sequence[Row], **of: Any) -> dict[int, float]:
+  """Seed -> the figure of these keys (run, policy, task, name)."""
+  return {row["seed"]: row["mean"] for row in rows
+          if all(row[key] == wanted for key, wanted in of.items())
+          and row["mean"] is not None}
+
+
+def spread(rows: Sequence[Row], digits: int = 3, scale: float = 1.0,
+           **of: Any) -> str:
+  """The mean over seeds and, of several, the least and the most."""
+  found = [scale * of_seed for of_seed in values(rows, **of).values()]
+  return shown(found, digits)
+
+
+def shown(found: Sequence[float], digits: int = 3) -> str:
+  """The mean and, of several, the least and the most."""
+  if not found:
+    return "-"
+  mean = f"{sum(found) / len(found):.{digits}f}"
+  if len(found) < 2:
+    return mean
+  return f"{mean} ({min(found):.{digits}f} to {max(found):.{digits}f})"
+
+
+def by_seed(rows: Sequence[Row], figure: Callable[[Sequence[Row]], float]
+            ) -> dict[int, float]:
+  """Seed -> a figure of that seed's rows; those that are NaN left out."""
+  seeds = sorted({row["seed"] for row in rows})
+  found = {seed: figure([row for row in rows if row["seed"] == seed])
+           for seed in seeds}
+  return {seed: of for seed, of in found.items() if not math.isnan(of)}

@@ -1,0 +1,80 @@
+"""Runs a study: several runs with several seeds, and what they show.
+
+  python -m rlhf_jax.study --config=experiments/studies/alignment_tax.py
+      [--workdir=runs/studies] [--seeds=0,1,2]
+
+Writes WORKDIR/NAME/rows.csv, tables.md and figure.svg. Runs that studies have
+in common are done once a workdir, and what is finished is not done again.
+Seeds may be run side by side by one command each; the figure is of all that
+are measured.
+"""
+
+from rlhf_jax import exits, host_memory
+
+if __name__ == "__main__":
+  host_memory.restart_with_large_pages()
+  exits.heed_early_signals()  # while the rest is imported
+
+# pylint: disable=wrong-import-position
+from absl import app
+from absl import flags
+from absl import logging
+from etils import epath
+
+from rlhf_jax import (
+    command, compilation, config, faults, interruption, metrics, storage,
+)
+from rlhf_jax.studies import driver, registry, results
+
+_CONFIG = command.config_flag()
+_WORKDIR = flags.DEFINE_string(
+    "workdir", "runs/studies", "Where runs and results of all studies are.")
+_SEEDS = flags.DEFINE_list(
+    "seeds", None, "Of the study's seeds, those to run now; by default all.")
+
+
+def seeds_of(study, asked: list[str] | None) -> list[int]:
+  """The seeds to run.
+
+  Raises:
+    ConfigError: one is none of the study's.
+  """
+  for seed in asked or ():
+    if seed not in map(str, study.seeds):
+      raise config.ConfigError(
+          f"--seeds={','.join(asked)}: {seed!r} is none of "
+          f"config.seeds = {tuple(study.seeds)}.")
+  return list(study.seeds) if asked is None else [int(s) for s in asked]
+
+
+def run_study(study, workdir: epath.Path, asked: list[str] | None) -> None:
+  """All of a study that is not done yet."""
+  results.check_drawing()
+  driver.validate(study)
+  seeds = seeds_of(study, asked)
+  of = registry.find(study.name)
+  storage.check(workdir, "--workdir", is_written=True)
+  for seed in seeds:
+    driver.run_all(study, workdir, seed)
+    driver.measure(study, of, workdir, seed)
+    tables = results.write(
+        of, driver.measured(study, workdir), workdir / study.name)
+  metrics.say(f"\n{of.about}\n\n{tables}\n\nwritten: {workdir / study.name}/"
+              "{rows.csv,tables.md,figure.svg}")
+
+
+def main(argv):
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+  logging.set_verbosity(logging.WARNING)  # the libraries' own; ours is printed
+  logging.get_absl_logger().addFilter(faults.is_news)
+  workdir = epath.Path(_WORKDIR.value)
+  interruption.heed_signals(interruption.GRACE_SECONDS)
+  with command.one_message():
+    compilation.enable_compilation_cache(workdir)
+    run_study(_CONFIG.value, workdir, _SEEDS.value)
+
+
+if __name__ == "__main__":
+  flags.mark_flag_as_required("config")
+  app.run(main, flags_parser=lambda argv: command.parse_flags(_CONFIG, argv))
