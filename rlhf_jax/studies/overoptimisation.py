@@ -22,13 +22,13 @@ from rlhf_jax.evals.overoptimisation import BEST_OF_N, RL, Fit, Form
 from rlhf_jax.evals.results import Row
 from rlhf_jax.evals.suite import Result
 from rlhf_jax.run import Run
-from rlhf_jax.studies import rows as rows_lib, study
-from rlhf_jax.studies.study import Study, Table
+from rlhf_jax.studies import charts, measuring
+from rlhf_jax.studies.study import Row as CsvRow, Study, Table
 
 START = "main", "rl_init"  # whose samples best-of-n takes
 NUM_PROMPTS = 96
 NUM_SAMPLES = 256
-WIDTH = 10  # iterations whose mean is a point of figures and tables
+WIDTH = 5  # iterations whose mean is a point of figures and tables
 
 Stage = tuple[str, str]  # run, stage
 
@@ -64,6 +64,9 @@ def measure(runs: Mapping[str, Run]) -> Iterator[Result]:
   run = runs[START[0]]
   samples = best_of_n.sample_many(run, START[1], NUM_PROMPTS, NUM_SAMPLES)
   gold = best_of_n.gold(run, samples)
+  yield Result(*START, "start", results.mean("gold", gold.mean(axis=1)))
+  yield Result(*START, "start", results.constant(
+      "gold_sd", gold.std(), len(gold)))
   sds = {}
   for model in metrics.track("scores", models, "model"):
     name, stage = model.reward_model
@@ -165,7 +168,7 @@ def trained(curve: Curve) -> Found:
           name, float(value), np.nan, np.nan, curve.episodes)
   d = roots(curve.kl)
   fitted = lambda weights: overoptimisation.fit(RL, d, curve.gold, weights)
-  if (d > 0).sum() < 2 * WIDTH:  # too few to say anything
+  if (d > 0).sum() < 4 * WIDTH:  # too few to say anything
     return
   for row in fit_rows(fitted, len(d)):
     yield "", "fit", row
@@ -190,7 +193,7 @@ def fit_rows(fitted, n: int) -> Iterator[Row]:
   yield results.constant("r2", found.r2, n)
   yield results.constant("max_d", found.max_d, n)
   yield results.constant("peak_is_inside", found.has_peak_inside, n)
-  if found.peak is not None:
+  if found.peak and found.peak[0] < 10 * found.max_d:  # else it says nothing
     for name, value in zip(("peak_d", "peak_gain"), found.peak):
       yield results.constant(name, value, n)
 
@@ -237,61 +240,70 @@ METHODS: dict[str, tuple[str, Form]] = {
     "best-of-n": ("best_of_n", BEST_OF_N), "RL": ("rl", RL)}
 
 
-def lines(rows: Sequence[study.Row]) -> list[Line]:
+def lines(rows: Sequence[CsvRow]) -> list[Line]:
   """All that was measured; RL's are means of WIDTH iterations."""
   found = []
   for method, (task, _) in METHODS.items():
-    figures = rows_lib.Figures(rows, task)
     for model in MODELS:
       stage = model.reward_model if method == "best-of-n" else model.ppo
-      points = [policy for run, policy in figures.policies()
-                if run == stage[0] and policy.startswith(f"{stage[1]}/")]
-      if points:
-        found.append(_line(figures, model.label, method, stage, points))
+      seeds = points(rows, task, stage)
+      if method == "RL":
+        seeds = {name: {seed: binned(of) for seed, of in those.items()}
+                 for name, those in seeds.items()}
+      if seeds:
+        d, gold, proxy = (
+            np.mean(list(seeds[name].values()), axis=0)
+            for name in ("d", "gold_gain", "proxy_gain"))
+        found.append(Line(model.label, method, stage, d, gold, proxy,
+                          seeds["gold_gain"]))
   return found
 
 
-def _line(figures, label: str, method: str, stage: Stage, points) -> Line:
-  by_seed = {name: _by_seed(figures, stage[0], points, name)
-             for name in ("kl", "gold_gain", "proxy_gain")}
-  by_seed["kl"] = {seed: roots(of) for seed, of in by_seed["kl"].items()}
-  if method == "RL":
-    by_seed = {name: {seed: binned(of) for seed, of in seeds.items()}
-               for name, seeds in by_seed.items()}
-  d, gold, proxy = (
-      np.mean(list(seeds.values()), axis=0) for seeds in by_seed.values())
-  return Line(label, method, stage, d, gold, proxy, by_seed["gold_gain"])
+def points(rows: Sequence[CsvRow], task: str, stage: Stage
+           ) -> dict[str, dict[Any, np.ndarray]]:
+  """Name -> seed -> float [points], in the order of n or of iterations; {}
+  where there are none."""
+  found: dict[str, dict[Any, list[float]]] = {}
+  for row in rows:
+    if (row["task"], row["run"]) == (task, stage[0]) and (
+        row["policy"].startswith(f"{stage[1]}/")):
+      of = found.setdefault(row["name"], {})
+      of.setdefault(row["seed"], []).append(row["mean"])
+  arrays = {name: {seed: np.array(of, float) for seed, of in seeds.items()}
+            for name, seeds in found.items()}
+  if arrays:
+    arrays["d"] = {seed: roots(of) for seed, of in arrays.pop("kl").items()}
+  return arrays
 
 
-def _by_seed(figures, run: str, points, name: str) -> dict[Any, np.ndarray]:
-  """Seed -> float [points]."""
-  columns = [figures.by_seed(run, point, name) for point in points]
-  seeds = [seed for seed in columns[0] if all(seed in of for of in columns)]
-  return {seed: np.array([of[seed] for of in columns]) for seed in seeds}
-
-
-def tables(rows: Sequence[study.Row]) -> list[Table]:
+def tables(rows: Sequence[CsvRow]) -> list[Table]:
+  """The coefficients, and where the gold score falls."""
   found = lines(rows)
-  figures = rows_lib.Figures(rows, "fit")
   return [
-      Table(f"Fitted forms ({rows_lib.RANGE}); gains in SDs of the start's "
-            "samples, d = sqrt(KL)",
+      Table("Fitted forms: mean and range of the seeds; gains in SDs of the "
+            "start's samples, d = sqrt(KL)",
             ("reward model", "method", "alpha", "beta", "R²", "R² of means",
              "peak d", "peak gain", "largest d", "peak inside"),
-            [_fit_cells(figures, line) for line in found]),
-      Table("Where the proxy rises and the gold score falls (means of the "
-            f"seeds; of RL over {WIDTH} iterations)",
+            [_fit_cells(rows, line) for line in found]),
+      Table("Where the proxy rises and the gold score falls: means of the "
+            f"seeds, of RL over {WIDTH} iterations",
             ("reward model", "method", "d at best gold", "gold", "proxy",
              "d at the end", "gold", "proxy", "seeds that fall"),
             [_fall_cells(line) for line in found]),
   ]
 
 
-def _fit_cells(figures, line: Line) -> list[str]:
+def _of_fit(line: Line, name: str) -> dict[str, str]:
+  run, policy = line.stage
+  return dict(run=run, policy=policy, task="fit", name=name)
+
+
+def _fit_cells(rows: Sequence[CsvRow], line: Line) -> list[str]:
   names = ("alpha", "beta", "r2", "r2_of_means", "peak_d", "peak_gain", "max_d")
-  inside = figures.by_seed(*line.stage, "peak_is_inside")
+  inside = measuring.values(rows, **_of_fit(line, "peak_is_inside"))
   return [line.label, line.method,
-          *(rows_lib.cell(figures.get(*line.stage, name)) for name in names),
+          *(measuring.spread(rows, 2, **_of_fit(line, name))
+            for name in names),
           f"{sum(inside.values()):.0f} of {len(inside)}"]
 
 
@@ -306,47 +318,45 @@ def _fall_cells(line: Line) -> list[str | float]:
           f"{fall} of {len(line.seeds)}"]
 
 
-def draw(rows: Sequence[study.Row], figure) -> None:
+def draw(rows: Sequence[CsvRow], figure: Any) -> None:
   """Gold (solid: the fitted form through its points) and proxy (dashed) over
   sqrt(KL)."""
-  figure.set(layout_engine="constrained", size_inches=(11, 5.5))
-  axes = dict(zip(METHODS, figure.subplots(1, 2, sharey=True)))
-  fits = rows_lib.Figures(rows, "fit")
-  colours = {model.label: f"C{n}" for n, model in enumerate(MODELS)}
+  figure.set_size_inches(10, 5)
+  panels = dict(zip(METHODS, figure.subplots(1, 2, sharey=True)))
+  colors = dict(zip((model.label for model in MODELS), charts.COLORS))
   for line in lines(rows):
-    ax, colour = axes[line.method], colours[line.label]
-    ax.plot(line.d, line.proxy, "--", color=colour, linewidth=1)
+    panel, color = panels[line.method], colors[line.label]
+    panel.plot(line.d, line.proxy, "--", color=color, linewidth=1)
     spread = np.stack(list(line.seeds.values()))
-    ax.errorbar(
-        line.d, line.gold, color=colour, fmt="o", markersize=3, linewidth=0.8,
-        yerr=np.abs([spread.min(0) - line.gold, spread.max(0) - line.gold]))
-    _draw_form(ax, fits, line, colour)
-  for method, ax in axes.items():
-    ax.set(title=method, xlabel="sqrt(KL) to the start")
-    ax.axhline(0, color="0.8", linewidth=0.8, zorder=0)
-  axes["best-of-n"].set_ylabel("gain over the start, SDs of its samples")
-  _legend(figure, axes["RL"], colours)
+    panel.errorbar(
+        line.d, line.gold, np.abs([
+            spread.min(0) - line.gold, spread.max(0) - line.gold]),
+        color=color, fmt="o", markersize=3, linewidth=0.8)
+    _draw_form(panel, rows, line, color)
+  for method, panel in panels.items():
+    panel.set(title=method, xlabel="sqrt(KL) to the start")
+    panel.axhline(0, color=charts.GREY, linewidth=0.8)
+  panels["best-of-n"].set_ylabel("gain over the start, SDs of its samples")
+  _legend(figure, panels["RL"], colors)
 
 
-def _draw_form(ax, fits: rows_lib.Figures, line: Line, colour: str) -> None:
+def _draw_form(panel: Any, rows: Sequence[CsvRow], line: Line, color: str
+               ) -> None:
   """Of the mean coefficients, which is the mean of the seeds' curves."""
-  alpha, beta = (fits.get(*line.stage, name) for name in ("alpha", "beta"))
-  if alpha is None or beta is None:
-    return
-  d = np.linspace(0, line.d.max(), 200)
-  ax.plot(d, METHODS[line.method][1].terms(d) @ [alpha.mean, beta.mean],
-          color=colour, linewidth=1.5)
+  found = [measuring.value(rows, **_of_fit(line, name))
+           for name in ("alpha", "beta")]
+  d = np.linspace(0, line.d.max(), 200)  # drawn nowhere where there is no fit
+  panel.plot(d, METHODS[line.method][1].terms(d) @ found, color=color)
 
 
-def _legend(figure, ax, colours: Mapping[str, str]) -> None:
-  handles = [ax.plot([], [], color=colour, label=label)[0]
-             for label, colour in colours.items()]
-  handles += ax.plot([], [], "o-", color="0.4", label="gold, fitted")
-  handles += ax.plot([], [], "--", color="0.4", label="proxy")
+def _legend(figure: Any, panel: Any, colors: Mapping[str, str]) -> None:
+  handles = [panel.plot([], [], color=color, label=label)[0]
+             for label, color in colors.items()]
+  handles += panel.plot([], [], "o-", color=charts.GREY, label="gold, fitted")
+  handles += panel.plot([], [], "--", color=charts.GREY, label="proxy")
   figure.legend(handles=handles, loc="outside lower center", ncols=4)
 
 
 STUDY = Study(
-    about="How far can a reward model be optimised before the gold score "
-          "falls?",
-    measure=measure, tables=tables, draw=draw)
+    "How far can a reward model be optimised before the gold score falls?",
+    measure, tables, draw)

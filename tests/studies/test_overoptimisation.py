@@ -115,7 +115,7 @@ def test_one_seed_alone(rows):
 
 
 def test_draw(rows):
-  figure = figure_lib.Figure()
+  figure = figure_lib.Figure(layout="constrained")
   overoptimisation.draw(rows, figure)
   figure.savefig(io.BytesIO(), format="svg")
   assert [ax.get_title() for ax in figure.axes] == ["best-of-n", "RL"]
