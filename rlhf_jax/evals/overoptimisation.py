@@ -6,7 +6,8 @@ gains on that policy's
   best-of-n   R(d) = d (alpha - beta d)
   RL          R(d) = d (alpha - beta log d)
 
-Both are linear in alpha and beta, which least squares therefore give at once.
+Both are linear in alpha and beta, which least squares therefore give at once;
+`intervals.bootstrap` of a weighted fit gives their intervals.
 """
 
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import math
 
 import numpy as np
 
-MIN_POINTS = 3  # one more than there are coefficients
+MIN_POINTS = 3  # one more than coefficients
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +53,6 @@ class Fit:
     form: BEST_OF_N or RL.
     alpha, beta: in units of the gain over the root of nats, and (BEST_OF_N)
       over nats.
-    errors: the standard errors of both, for points that are independent.
     r2: the share of the points' variance that the form explains.
     min_d, max_d: the range of the points.
   """
@@ -60,7 +60,6 @@ class Fit:
   form: Form
   alpha: float
   beta: float
-  errors: tuple[float, float]
   r2: float
   min_d: float
   max_d: float
@@ -104,23 +103,15 @@ def fit(form: Form, d: np.ndarray, gain: np.ndarray,
   if is_used.sum() < MIN_POINTS:
     raise ValueError(
         f"{is_used.sum()} points with a KL above 0 do not give two "
-        f"coefficients and an error; at least {MIN_POINTS} are needed")
+        f"coefficients and what they miss; at least {MIN_POINTS} are needed")
   d, gain, weights = d[is_used], gain[is_used], weights[is_used]
   terms, roots = form.terms(d), np.sqrt(weights)
   found, *_ = np.linalg.lstsq(
       terms * roots[:, None], gain * roots, rcond=None)
   squares = weights @ (gain - terms @ found) ** 2
   about_mean = weights @ (gain - np.average(gain, weights=weights)) ** 2
-  errors = _errors(terms * roots[:, None], squares / (weights.sum() - 2))
-  return Fit(form, *map(float, found), errors=errors,
-             r2=float(1.0 - squares / about_mean),
+  return Fit(form, *map(float, found), r2=float(1.0 - squares / about_mean),
              min_d=float(d.min()), max_d=float(d.max()))
-
-
-def _errors(terms: np.ndarray, variance: float) -> tuple[float, float]:
-  covariance = variance * np.linalg.pinv(terms.T @ terms)
-  alpha, beta = np.sqrt(np.diag(covariance))
-  return float(alpha), float(beta)
 
 
 def r2(found: Fit, d: np.ndarray, gain: np.ndarray) -> float:

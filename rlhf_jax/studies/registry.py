@@ -6,14 +6,17 @@ experiments/studies/ of the same name, and give it a line here.
 
 from rlhf_jax.config import ConfigError
 from rlhf_jax.studies import (
-    alignment_tax, behaviour, model_sizes, reward_models,
+    alignment_tax, behaviour, best_of_n, model_sizes, overoptimisation,
+    reward_models,
 )
 from rlhf_jax.studies.study import Study
 
 STUDIES: dict[str, Study] = {
     "alignment_tax": alignment_tax.STUDY,
     "behaviour": behaviour.STUDY,
+    "best_of_n": best_of_n.STUDY,
     "model_sizes": model_sizes.STUDY,
+    "overoptimisation": overoptimisation.STUDY,
     "reward_models": reward_models.STUDY,
 }
 
