@@ -255,13 +255,12 @@ class Measurement:
       self, name: str, bench: subjects.Bench, policy: str) -> None:
     params = bench.run.policy_params(finished.stage_of(policy))
     if finished.is_prompted(policy):
-      # what the stage knows does not change with what stands before a prompt
-      model, tasks = prompted.PromptedPolicy(bench, policy, params), {}
+      # of what the stage knows its own figures hold
+      model = prompted.PromptedPolicy(bench, policy, params)
     else:
       model = subjects.Policy(bench, policy, params)
-      tasks = self._of(registry.MODEL)
-    for task_name, task in tasks.items():
-      self._add(name, policy, task_name, task.measure(model))
+      for task_name, task in self._of(registry.MODEL).items():
+        self._add(name, policy, task_name, task.measure(model))
     if not self._of(registry.RESPONSES, registry.CONTEST):
       return
     for task_name, task in self._of(registry.RESPONSES).items():
