@@ -15,9 +15,7 @@ STUDIES: dict[str, Study] = {
     "alignment_tax": alignment_tax.STUDY,
     "behaviour": behaviour.STUDY,
     "best_of_n": best_of_n.STUDY,
-    "best_of_n": best_of_n.STUDY,
     "model_sizes": model_sizes.STUDY,
-    "overoptimisation": overoptimisation.STUDY,
     "overoptimisation": overoptimisation.STUDY,
     "reward_models": reward_models.STUDY,
 }
