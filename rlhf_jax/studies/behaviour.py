@@ -14,7 +14,8 @@ FIGURE_4 = {
     "attempts the instruction": "attempts_instruction",
     "follows the constraint": "follows_constraint",
     "hallucinates (closed domain)": "hallucination_closed_domain",
-    "appropriate for a customer\nassistant": "appropriate_for_customer_assistant",
+    "appropriate for a customer\nassistant":
+        "appropriate_for_customer_assistant",
 }
 
 
