@@ -139,12 +139,12 @@ def _unpenalised(reward_model: str) -> dict:
   return ppo(reward_model=reward_model, kl_coef=0.0)
 
 
-def folds(number: int = 5, max_prompts: int = 1_500) -> ConfigDict:
+def folds(number: int = 5, max_prompts: int = 1_000) -> ConfigDict:
   """Reward models that leave out a group of labelers each (E.2), and on as
   many prompts K-wise batches against shuffled pairs (3.5)."""
   ours = {f"rm@fold{n}": common.rm(SIZE) | dict(
       max_prompts=max_prompts, fold=(n, number)) for n in range(number)}
-  epochs = dict(num_epochs=3, max_prompts=750)
+  epochs = dict(num_epochs=2, max_prompts=750)
   ours["rm@kwise"] = common.rm(SIZE) | epochs
   ours["rm@pairs"] = common.rm_pairs(SIZE) | epochs
   config = common.base("folds", SIZE, stages=("sft", "collect", *ours))

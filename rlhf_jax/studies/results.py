@@ -23,8 +23,10 @@ def write(of: Study, rows: Sequence[Row], folder: epath.Path) -> str:
   """Writes rows.csv, tables.md and figure.svg; returns the tables."""
   import matplotlib  # pylint: disable=import-outside-toplevel
   from matplotlib import figure  # pylint: disable=import-outside-toplevel
-  (folder / "rows.csv").write_text(as_csv(rows))
-  tables = "\n\n".join(map(format_table, (*of.tables(rows), hours(rows))))
+  text = as_csv(rows)
+  (folder / "rows.csv").write_text(text)
+  rows = from_csv(text)  # what follows can be made from the file again
+  tables = format_tables(of, rows)
   (folder / "tables.md").write_text(f"# {of.about}\n\n{tables}\n")
   drawing = figure.Figure(layout="constrained")
   # the same bytes for the same figures, and text that can be searched
@@ -49,6 +51,20 @@ def as_csv(rows: Sequence[Row]) -> str:
         name: f"{row[name]:.6g}" if isinstance(row[name], float) else row[name]
         for name in COLUMNS})
   return text.getvalue()
+
+
+def from_csv(text: str) -> list[Row]:
+  """The rows of `as_csv`; None where one is empty."""
+  number = lambda cell: float(cell) if cell else None
+  return [
+      {**row, "seed": int(row["seed"]), "n": int(row["n"]),
+       **{name: number(row[name]) for name in ("mean", "low", "high")}}
+      for row in csv.DictReader(io.StringIO(text))]
+
+
+def format_tables(of: Study, rows: Sequence[Row]) -> str:
+  """All that a study's rows show, and what its runs took."""
+  return "\n\n".join(map(format_table, (*of.tables(rows), hours(rows))))
 
 
 def format_table(table: Table) -> str:
