@@ -79,9 +79,10 @@ def measure(runs: Mapping[str, Run]) -> Iterator[Result]:
   for policy, row in curve(start):
     yield Result(MAIN, policy, "best_of_n", row)
   for n in JUDGED_SIZES:
-    if judged := min(NUM_JUDGED, NUM_SAMPLES // n):
-      yield Result(MAIN, f"best_of_{n}", "best_of_n", win_rate(
-          [start.best_texts(n, number) for number in range(judged)]))
+    if n <= NUM_SAMPLES // 2:  # of the curve
+      yield Result(MAIN, f"best_of_{n}", "best_of_n", win_rate([
+          start.best_texts(n, number)
+          for number in range(min(NUM_JUDGED, NUM_SAMPLES // n))]))
   for name, policy, answers, kls in _answers(runs, drawn.rows):
     found = scale(_scored(run, answers))
     method = runs[name].config[policy].method
