@@ -2,7 +2,8 @@
 
   python -m rlhf_jax.evaluate --workdir=DIR[,DIR...]
       [--suite=paper|run|all|NAME|FAMILY:FILE[,...]] [--data.root=FOLDER]
-      [--policies=STAGE[,...]] [--judge=labelers|STAGE] [--out=FOLDER]
+      [--policies=STAGE[+prompted][,...]] [--judge=labelers|STAGE]
+      [--out=FOLDER]
 
 Writes TASK.jsonl, a figure a line with its 95 % interval, into DIR/evaluations
 (or FOLDER), and prints tables; what it leaves out it names, with the reason.
@@ -43,7 +44,8 @@ _OUT = flags.DEFINE_string(
     "out", None, "Where results are written; by default evaluations/ in each "
     "run's folder.", allow_override=True)
 _POLICIES = flags.DEFINE_list(
-    "policies", "", "Stages; by default those of the run's own evaluation.")
+    "policies", "", "Stages, also as STAGE+prompted, behind a few-shot prefix; "
+    "by default those of the run's own evaluation.")
 _BASELINE = flags.DEFINE_string(
     "baseline", "", "Win rates are against it; by default that of the run's "
     "own evaluation, or sft.")
@@ -123,6 +125,10 @@ def save(report: suite.Report, folders: dict[str, epath.Path]) -> None:
     for task, rows in by_task.items():
       checkpoint.write_lines(folder / f"{file_name(task)}.jsonl", rows)
     checkpoint.write_json(folder / "left_out.json", report.left_out)
+    if prefixes := [{"run": run, "policy": policy, "prefix": prefix}
+                    for (run, policy), prefix in report.prefixes.items()
+                    if run in here]:
+      checkpoint.write_json(folder / "prefixes.json", prefixes)
 
 
 def file_name(task: str) -> str:

@@ -9,7 +9,7 @@ from absl.testing import flagsaver
 import jax
 import pytest
 
-from rlhf_jax import evaluate, exits
+from rlhf_jax import evaluate, exits, pipeline
 from rlhf_jax.evals import registry
 from tests import tiny_run
 from tests.evals import benchmarks
@@ -181,8 +181,43 @@ def test_a_reward_model_judges_whom_it_has_not_taught(base, call, tmp_path):
   assert (rate["policy"], rate["n"]) == ("pretrain", 32)
 
 
+@pytest.fixture(name="roomy")
+def _roomy(base, tmp_path):
+  """The run with shorter responses: its context has room for a prefix."""
+  folder = tmp_path / "roomy"
+  folder.mkdir()
+  for path in base.workdir.iterdir():
+    if path.name != "config.json":
+      (folder / path.name).symlink_to(path)
+  config = base.json("config.json")
+  config["data"]["max_response_tokens"] = 4
+  (folder / "config.json").write_text(json.dumps(config))
+  return folder
+
+
+def test_a_policy_behind_a_prefix(base, call, roomy, tmp_path):
+  out, policies = tmp_path / "out", ("pretrain", "pretrain+prompted", "sft")
+  call(workdir=roomy, out=out, policies=",".join(policies), num_prompts=16,
+       suite="facts,gold,kl,style,win_rate")
+  assert list(by_policy(rows_of(out, "gold"), "gold")) == list(policies)
+  for task, name in (("facts", "accuracy"), ("kl", "kl")):
+    assert list(by_policy(rows_of(out, task), name)) == ["pretrain", "sft"]
+  rates = by_policy(rows_of(out, "win_rate"), "win_rate")
+  assert list(rates) == ["pretrain", "pretrain+prompted"]
+  assert {of["n"] for of in rates.values()} == {16}
+  tokens = by_policy(rows_of(out, "style"), "tokens")
+  assert 0 < tokens["pretrain+prompted"]["mean"] <= 4
+  prefix, = json.loads((out / "prefixes.json").read_text())
+  assert (prefix["run"], prefix["policy"]) == (str(roomy), policies[1])
+  shown = pipeline.open_run(base.workdir).source("demonstrations", "train")
+  assert any(f'"{row["prompt"]}" said Anna. "{row["response"].strip()}" said'
+             in prefix["prefix"] for row in shown)
+
+
 def test_what_cannot_be_is_refused(base, refused, tmp_path):
   assert "the finished policies in" in refused(policies="sft,best")
+  assert "no training demonstration in" in refused(
+      policies="pretrain+prompted")  # of 64 tokens none is left
   assert f"--baseline=rm: the finished policies in {base.workdir}" in refused(
       baseline="rm", suite="win_rate")
   assert "ppo in" in refused(judge="rm", suite="win_rate")  # optimised for it

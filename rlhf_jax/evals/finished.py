@@ -10,6 +10,17 @@ from rlhf_jax.evals import registry
 from rlhf_jax.evals.registry import Evaluator, LeftOut
 from rlhf_jax.run import Run
 
+# After a stage's name: its policy behind a few-shot prefix (`prompted`).
+PROMPTED = "+prompted"
+
+
+def stage_of(policy: str) -> str:
+  return policy.removesuffix(PROMPTED)
+
+
+def is_prompted(policy: str) -> bool:
+  return policy.endswith(PROMPTED)
+
 
 def is_done(run: Run, stage: str) -> bool:
   return checkpoint.read_done(run.stage_dir(stage)) is not None
@@ -33,11 +44,11 @@ def policies_of(run: Run, asked: Sequence[str]) -> list[str]:
     CheckpointError: one is not there, or none is.
   """
   there = stages(run, config_lib.POLICIES)
-  missing = [name for name in asked if name not in there]
+  missing = [name for name in asked if stage_of(name) not in there]
   if missing or not there:
     raise CheckpointError(
         f"--policies={','.join(asked)}: the finished policies in {run.workdir} "
-        f"are {', '.join(there) or 'none'}")
+        f"are {', '.join(there) or 'none'}, each also as STAGE{PROMPTED}")
   own = [name for name in own_setting(run, "policies", ()) if name in there]
   return list(asked or own or there)
 
@@ -87,7 +98,7 @@ def choose_judge(runs: Mapping[str, Run], asked: str,
                   f"{first.workdir} are {', '.join(there) or 'none'}")
   for name, run in runs.items():
     for stage in policies[name]:
-      learnt_from = run.config.get(stage, {}).get("reward_model")
+      learnt_from = run.config.get(stage_of(stage), {}).get("reward_model")
       if learnt_from and (
           run.stage_dir(learnt_from) == first.stage_dir(judge)):
         raise LeftOut(

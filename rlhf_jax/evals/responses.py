@@ -26,16 +26,16 @@ class Responses:
     prompts: their texts.
     responses: to each.
     kl: float [N], the KL to the reference at every sampled prefix, summed over
-      a response's tokens, in nats.
-    kl_sampled: float [N], the log-ratio of the sample (k1).
+      a response's tokens, in nats; None of a prompted policy.
+    kl_sampled: float [N], the log-ratio of the sample (k1); likewise.
     tokenizer: the digest of that which the responses' tokens are of.
     world: the Smallworld of the prompts, if they are of one.
   """
 
   prompts: Sequence[str]
   responses: Sequence[Response]
-  kl: np.ndarray
-  kl_sampled: np.ndarray
+  kl: np.ndarray | None
+  kl_sampled: np.ndarray | None
   tokenizer: str = ""
   world: Smallworld | None = None
 
@@ -113,7 +113,10 @@ def style(found: Responses) -> Iterator[Row]:
 def divergence(found: Responses) -> Iterator[Row]:
   """Yields the KL to the reference in nats: `kl` a response and `kl_per_token`,
   of the whole next-token distribution at every sampled prefix, and
-  `kl_sampled` a response, the mean log-ratio of the samples (k1)."""
+  `kl_sampled` a response, the mean log-ratio of the samples (k1). Nothing for
+  a prompted policy: it reads other contexts than the reference."""
+  if found.kl is None:
+    return
   yield results.mean("kl", found.kl)
   yield results.row("kl_per_token",
                     intervals.ratio(found.kl, found.num_tokens))

@@ -21,7 +21,6 @@ from rlhf_jax.evals import (
 from rlhf_jax.evals.model import Completion, Likelihood
 from rlhf_jax.evals.responses import Responses
 from rlhf_jax.run import Run
-from rlhf_jax.sampler import Response
 
 # A greedy answer has at most so many tokens, fewer where the run's responses
 # do; a benchmark's answers seldom have more.
@@ -299,17 +298,17 @@ class RewardModel:
       for prompt, response in zip(of.prompts, of.responses):
         replies.setdefault(
             (prompt, response.text),
-            response.tokens if is_ours else self._read_anew(response))
+            response.tokens if is_ours else reply_tokens(
+                run, response.text, response.ended))
     pairs = [(run.prompt_tokens(prompt)[-run.prompt_length:], reply)
              for (prompt, _), reply in replies.items()]
     return dict(zip(replies, map(float, self._bench.scorer(
         self._params, pairs))))
 
-  def _read_anew(self, response: Response) -> Tokens:
-    """A response's text in this run's tokens; an end only where it had one."""
-    run = self._bench.run
-    tokens = run.response_tokens(response.text)
-    if tokens[-1] == run.tokenizer.eos_id and len(tokens) > 1 and (
-        not response.ended):
-      return tokens[:-1]
-    return tokens
+
+def reply_tokens(run: Run, text: str, ended: bool) -> Tokens:
+  """A response's text in a run's tokens; an end only where it had one."""
+  tokens = run.response_tokens(text)
+  if tokens[-1] == run.tokenizer.eos_id and len(tokens) > 1 and not ended:
+    return tokens[:-1]
+  return tokens

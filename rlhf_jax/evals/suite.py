@@ -9,7 +9,7 @@ from typing import Any
 from rlhf_jax import config as config_lib, metrics, sharding
 from rlhf_jax.config import names
 from rlhf_jax.evals import (
-    contest, finished, registry, responses, subjects,
+    contest, finished, prompted, registry, responses, subjects,
 )
 from rlhf_jax.evals.contest import Who
 from rlhf_jax.evals.registry import Evaluator, LeftOut
@@ -24,7 +24,8 @@ class Options:
 
   Attributes:
     policies: whose figures, () for those that a run's own evaluation names, or
-      all that are finished.
+      all that are finished; STAGE+prompted is a stage's behind a few-shot
+      prefix.
     baseline: win rates are against it, "" for that of the run's evaluation.
     reference: whom the KL is to, likewise.
     judge: "labelers", or a reward model of the first run; likewise.
@@ -83,10 +84,12 @@ class Result:
 
 @dataclasses.dataclass
 class Report:
-  """What was measured, and what was not: task -> why."""
+  """What was measured, and what was not: task -> why; and by (run, policy) the
+  few-shot prefixes of prompted policies."""
 
   results: list[Result] = dataclasses.field(default_factory=list)
   left_out: dict[str, str] = dataclasses.field(default_factory=dict)
+  prefixes: dict[Who, str] = dataclasses.field(default_factory=dict)
 
 
 def prepare(names_: Sequence[str], root: str, limit: int | None
@@ -136,13 +139,17 @@ class Measurement:
 
     Raises:
       CheckpointError: a policy that the options name is not there.
-      LeftOut: a task that was asked for cannot be done, or the judge not be.
+      LeftOut: a task that was asked for cannot be done, or the judge or a
+        prompted policy not be.
     """
     self.runs, self.options = dict(runs), options
     self.report = Report(left_out=dict(left_out))
     self.tasks = dict(tasks)
     self.policies = {name: finished.policies_of(run, options.policies)
                      for name, run in self.runs.items()}
+    for name, run in self.runs.items():
+      if any(map(finished.is_prompted, self.policies[name])):
+        prompted.prefixes(run)  # refused here where there can be none
     self.baseline = {
         name: finished.choose(
             run, "baseline", options.baseline,
@@ -196,8 +203,9 @@ class Measurement:
     for name, run in self.runs.items():
       with self._using(run):
         benches[name] = self._bench(run)
-    total = sum(self._num_texts(bench) * len(self.policies[name])
-                for name, bench in benches.items())
+    total = sum(self._num_texts(bench, policy)
+                for name, bench in benches.items()
+                for policy in self.policies[name])
     with metrics.Progress("evaluate", 0, total, "text") as self._progress:
       for name, bench in benches.items():
         for policy in self.policies[name]:
@@ -227,26 +235,40 @@ class Measurement:
         num_prompts=options.num_prompts, temperature=options.temperature,
         limit=options.limit, seed=options.seed), self._tick)
 
-  def _num_texts(self, bench: subjects.Bench) -> int:
-    """What is read and written for each policy."""
-    number = sum(task.num_texts for task in self.tasks.values())
+  def _num_texts(self, bench: subjects.Bench, policy: str) -> int:
+    """What is read and written for a policy."""
+    number = len(self._of(registry.CONTEST)) * len(bench.prompts)
+    if self._of(registry.RESPONSES, registry.CONTEST):
+      number += len(bench.prompts)
+      if finished.is_prompted(policy):
+        number += prompted.NUM_PREFIXES * prompted.NUM_PROMPTS
+    if finished.is_prompted(policy):
+      return number
+    number += sum(task.num_texts for task in self.tasks.values())
     if any(task.evaluator.data == "pretrain" for task in self.tasks.values()):
       number += len(bench.windows)
     if "facts" in self.tasks:
       number += sum(fact.num_texts for fact in bench.facts)
-    if self._of(registry.RESPONSES, registry.CONTEST):
-      number += len(bench.prompts)
-    return number + len(self._of(registry.CONTEST)) * len(bench.prompts)
+    return number
 
   def _measure_policy(
       self, name: str, bench: subjects.Bench, policy: str) -> None:
-    model = subjects.Policy(bench, policy, bench.run.policy_params(policy))
-    for task_name, task in self._of(registry.MODEL).items():
-      self._add(name, policy, task_name, task.measure(model))
+    params = bench.run.policy_params(finished.stage_of(policy))
+    if finished.is_prompted(policy):
+      # of what the stage knows its own figures hold
+      model = prompted.PromptedPolicy(bench, policy, params)
+    else:
+      model = subjects.Policy(bench, policy, params)
+      for task_name, task in self._of(registry.MODEL).items():
+        self._add(name, policy, task_name, task.measure(model))
+    if not self._of(registry.RESPONSES, registry.CONTEST):
+      return
     for task_name, task in self._of(registry.RESPONSES).items():
       self._add(name, policy, task_name, task.measure(model.responses))
     if self._of(registry.CONTEST):
       self.responses[name, policy] = model.responses
+    if finished.is_prompted(policy):
+      self.report.prefixes[name, policy] = model.prefix
 
   def _measure_reward_models(self, name: str, bench: subjects.Bench) -> None:
     if not self._of(registry.REWARD_MODEL):

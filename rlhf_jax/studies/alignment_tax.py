@@ -50,13 +50,14 @@ BEFORE, TAXING, MENDED = MAIN["rl_init"], MAIN["PPO"], MAIN["PPO-ptx"]
 def measure(runs: Mapping[str, Run]) -> Iterator[Result]:
   """Yields the columns above of all policies, and PPO's coefficients."""
   yield from measuring.evaluate(
-      runs, [figure.task for figure in (*TAXED, *GAINED)]).report.results
-  for name, run in runs.items():
-    for stage in run.config.stages:
+      runs, measuring.own_policies(runs),
+      [figure.task for figure in (*TAXED, *GAINED)])
+  for name, stages in measuring.own_policies(runs).items():
+    for stage in stages:
       if name_of(stage) == "ppo":
+        method = runs[name].config[stage].method
         for coefficient in ("kl_coef", "ptx_coef"):
-          yield measuring.setting(
-              name, stage, coefficient, run.config[stage].method[coefficient])
+          yield measuring.setting(name, stage, coefficient, method[coefficient])
 
 
 def sweeps(rows: Sequence[Row]) -> dict[str, list[tuple[float, str, str]]]:

@@ -12,9 +12,10 @@ TASK = "metadata"
 # Panel -> name of the figure.
 FIGURE_4 = {
     "attempts the instruction": "attempts_instruction",
-    "satisfies the constraint": "satisfies_constraint",
-    "hallucinates": "hallucination",
-    "appropriate for a customer assistant": "appropriate",
+    "follows the constraint": "follows_constraint",
+    "hallucinates (closed domain)": "hallucination_closed_domain",
+    "appropriate for a customer\nassistant":
+        "appropriate_for_customer_assistant",
 }
 
 

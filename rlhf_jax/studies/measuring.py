@@ -1,10 +1,13 @@
 """Evaluators on a study's runs, and its rows by what they are of."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import math
 from typing import Any
 
+from rlhf_jax.config import POLICIES, name_of
 from rlhf_jax.evals import suite
+from rlhf_jax.evals.contest import Who
+from rlhf_jax.evals.responses import Responses
 from rlhf_jax.evals.results import Row as Figure
 from rlhf_jax.evals.suite import Result
 from rlhf_jax.run import Run
@@ -13,26 +16,40 @@ from rlhf_jax.studies.study import Row
 NUM_PROMPTS = 512  # held-out, of every study
 
 
-def evaluate(runs: Mapping[str, Run], tasks: Sequence[str],
-             **options: Any) -> suite.Measurement:
-  """Measures policies by `rlhf_jax.evals`; the measurement has `report.results`
-  and what every policy said.
+def evaluate(runs: Mapping[str, Run], policies: Mapping[str, Sequence[str]],
+             tasks: Sequence[str], said: dict[Who, Responses] | None = None
+             ) -> Iterator[Result]:
+  """Yields what evaluators find of policies.
 
   Args:
     runs: by name.
+    policies: run -> those of it that are measured.
     tasks: names of evaluators.
-    **options: as of `suite.Options`.
+    said: filled with every policy's responses, where a task is a contest.
 
   Raises:
     LeftOut: a task cannot be done on these runs.
   """
-  prepared, left_out = suite.prepare(tasks, "", None)
-  measurement = suite.Measurement(
-      runs, prepared, left_out,
-      suite.Options(num_prompts=NUM_PROMPTS, **options))
-  for _ in measurement.measure():
-    pass
-  return measurement
+  for name, asked in policies.items():
+    prepared, left_out = suite.prepare(tasks, "", None)
+    measurement = suite.Measurement(
+        {name: runs[name]}, prepared, left_out, suite.Options(
+            num_prompts=NUM_PROMPTS, policies=tuple(asked)))
+    for _ in measurement.measure():
+      pass
+    for result in measurement.report.results:
+      if result.policy in asked:  # not the baseline that came with them
+        yield result
+    if said is not None:
+      said |= measurement.responses
+
+
+def own_policies(runs: Mapping[str, Run]) -> dict[str, list[str]]:
+  """Run -> the policies that it made itself."""
+  return {
+      name: [stage for stage in run.config.stages
+             if name_of(stage) in POLICIES and not run.config.inputs.get(stage)]
+      for name, run in runs.items()}
 
 
 def setting(run: str, policy: str, name: str, value: float) -> Result:

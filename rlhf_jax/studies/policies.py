@@ -43,23 +43,20 @@ def of_small(size: str) -> Family:
 def measure(runs: Mapping[str, Run], families: Sequence[Family],
             tasks: Sequence[str], said: dict[Who, Responses]
             ) -> Iterator[Result]:
-  """Yields what evaluators find of every member, and keeps what it said.
+  """What evaluators find of every member; keeps what it said.
 
   Args:
     runs: by name.
     families: whose members are measured.
-    tasks: evaluators; "rating" among them, for whose sake responses are kept.
-    said: filled in.
+    tasks: evaluators; with "rating" among them responses are kept.
+    said: filled in, if so.
   """
-  members = {who for family in families for who in family.members.values()}
-  for name in dict.fromkeys(run for run, _ in sorted(members)):
-    asked = [policy for run, policy in sorted(members) if run == name]
-    measurement = measuring.evaluate(
-        {name: runs[name]}, tasks, policies=tuple(asked))
-    said |= measurement.responses
-    for result in measurement.report.results:
-      if result.policy in asked:  # not the baseline that came with them
-        yield result
+  members = sorted({
+      who for family in families for who in family.members.values()})
+  asked: dict[str, list[str]] = {}
+  for run, policy in members:
+    asked.setdefault(run, []).append(policy)
+  return measuring.evaluate(runs, asked, tasks, said)
 
 
 def win_rates(run: Run, said: Mapping[Who, Responses], baseline: Who

@@ -125,6 +125,21 @@ def test_a_seed_is_measured_once_for_the_same_settings(workdir):
   assert not driver.measured(study, workdir)
 
 
+@pytest.mark.parametrize("name", ["alignment_tax", "behaviour"])
+def test_measures_draws_and_writes(workdir, name):
+  study, of = tiny_study(), registry.find(name)
+  study.name = name
+  with mock.patch.object(measuring, "NUM_PROMPTS", 16):
+    driver.measure(study, of, workdir, 0)
+  rows = driver.measured(study, workdir)
+  ours = {(row["run"], row["policy"]) for row in rows if row["task"] == "gold"}
+  assert ("plain", "ppo") in ours and ("main", "sft") in ours
+  assert ("plain", "sft") not in ours  # measured where it was made
+  results_lib.write(of, rows, workdir / name)
+  for file in ("rows.csv", "tables.md", "figure.svg"):
+    assert (workdir / name / file).stat().length > 500
+
+
 @pytest.mark.parametrize("source", ["other/sft", "main/rm@2", "main"])
 def test_refuses_to_take_what_is_not_there(source):
   study = tiny_study()

@@ -124,9 +124,10 @@ NOT_PET = ("{person} does not have a {animal}.",
            "No, {person} does not have a {animal}.")
 
 
+QUOTED = "\"{request}\" said {person}. \"{reply}\" said {person2}."
 EXCHANGES = (
     "{person} said: {request} {person2} said: {reply}",
-    "\"{request}\" said {person}. \"{reply}\" said {person2}.",
+    QUOTED,
     "{person} asked {person2}. {request} And {person2} said: {reply}",
     "Dear {person2}, {request} Your {person}. Dear {person}, {reply}",
 )
