@@ -79,9 +79,10 @@ def measure(runs: Mapping[str, Run]) -> Iterator[Result]:
   for policy, row in curve(start):
     yield Result(MAIN, policy, "best_of_n", row)
   for n in JUDGED_SIZES:
-    if judged := min(NUM_JUDGED, NUM_SAMPLES // n):
-      yield Result(MAIN, f"best_of_{n}", "best_of_n", win_rate(
-          [start.best_texts(n, number) for number in range(judged)]))
+    if n <= NUM_SAMPLES // 2:  # of the curve
+      yield Result(MAIN, f"best_of_{n}", "best_of_n", win_rate([
+          start.best_texts(n, number)
+          for number in range(min(NUM_JUDGED, NUM_SAMPLES // n))]))
   for name, policy, answers, kls in _answers(runs, drawn.rows):
     found = scale(_scored(run, answers))
     method = runs[name].config[policy].method
@@ -210,20 +211,31 @@ def _cells(rows: Sequence[CsvRow], policy: Policy, names: Sequence[str]
                           for name in names)]
 
 
+def _over_prompts(rows: Sequence[CsvRow], policy: Policy, name: str) -> str:
+  """Half the 95 % interval of a seed, the mean over seeds."""
+  halves = [(row["high"] - row["low"]) / 2 for row in rows
+            if (row["run"], row["policy"], row["task"], row["name"]) == (
+                policy.run, policy.name, policy.task, name)]
+  return f"± {np.mean(halves):.2f}" if halves else "-"
+
+
 def tables(rows: Sequence[CsvRow]) -> list[Table]:
   """PPO at an equal KL, and how often all are preferred to SFT."""
   found = policies(rows)
   return [
-      Table("PPO against the best of n at its KL: mean and range of the seeds",
+      Table("PPO against the best of n at its KL: mean and range of the seeds, "
+            "of the gold difference also a seed's 95 % interval over prompts",
             ("policy", "KL", "n", "gold", "of best-of-n", "difference",
-             "proxy", "of best-of-n", "difference"),
-            [_cells(rows, policy, (
+             "interval", "proxy", "of best-of-n", "difference"),
+            [[*_cells(rows, policy, (
                 "kl", "n_of_equal_kl", "gold", "gold_of_best_of_n",
-                "gold_over_best_of_n", "proxy", "proxy_of_best_of_n",
-                "proxy_over_best_of_n"))
+                "gold_over_best_of_n")),
+              _over_prompts(rows, policy, "gold_over_best_of_n"),
+              *_cells(rows, policy, (
+                  "proxy", "proxy_of_best_of_n", "proxy_over_best_of_n"))[1:]]
              for policy in found if policy.task == "ppo"]),
-      Table("The share of prompts at which it is held against SFT by held-out "
-            "labelers and preferred", ("policy", "KL", "gold", "win rate"),
+      Table("How often held-out labelers prefer it to SFT: mean and range of "
+            "the seeds", ("policy", "KL", "gold", "win rate"),
             [_cells(rows, policy, ("kl", "gold", "win_rate"))
              for policy in found if measuring.values(
                  rows, run=policy.run, policy=policy.name, name="win_rate")]),

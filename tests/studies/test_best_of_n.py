@@ -104,7 +104,8 @@ def test_tables(rows):
   assert [row[0] for row in equal.rows] == [
       "PPO, kl_coef 0.1, ptx_coef 1", "PPO, kl_coef 1.1, ptx_coef 1"]
   assert equal.rows[0][5] == "0.25 (0.25 to 0.25)"
-  assert equal.rows[1][2] == equal.rows[1][5] == "-"
+  assert equal.rows[0][6] == "± 0.00"  # over prompts
+  assert [equal.rows[1][at] for at in (2, 4, 5, 6, 8, 9)] == ["-"] * 6
   assert [row[0] for row in wins.rows] == ["best of 4"]
 
 
