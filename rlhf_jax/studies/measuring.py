@@ -13,7 +13,8 @@ from rlhf_jax.evals.suite import Result
 from rlhf_jax.run import Run
 from rlhf_jax.studies.study import Row
 
-NUM_PROMPTS = 512  # held-out, of every study
+# Of every study: held-out prompts, and windows of held-out pretraining text.
+NUM_PROMPTS, NUM_WINDOWS = 512, 512
 
 
 def evaluate(runs: Mapping[str, Run], policies: Mapping[str, Sequence[str]],
@@ -34,7 +35,8 @@ def evaluate(runs: Mapping[str, Run], policies: Mapping[str, Sequence[str]],
     prepared, left_out = suite.prepare(tasks, "", None)
     measurement = suite.Measurement(
         {name: runs[name]}, prepared, left_out, suite.Options(
-            num_prompts=NUM_PROMPTS, policies=tuple(asked)))
+            num_prompts=NUM_PROMPTS, limit=NUM_WINDOWS,
+            policies=tuple(asked)))
     for _ in measurement.measure():
       pass
     for result in measurement.report.results:
