@@ -8,13 +8,12 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
-from rlhf_jax import distributed
+from rlhf_jax import distributed, usage
 
 
 def config_flag() -> flags.FlagHolder:
   """Defines --config, an experiment's file."""
-  return config_flags.DEFINE_config_file(
-      "config", None, "The experiment, as experiments/ppo_ptx.py:mini.")
+  return config_flags.DEFINE_config_file("config", None, usage.CONFIG_HELP)
 
 
 def parse_flags(config: flags.FlagHolder, argv: Sequence[str]) -> list[str]:
@@ -25,6 +24,8 @@ def parse_flags(config: flags.FlagHolder, argv: Sequence[str]) -> list[str]:
     argv: with the program's name.
   """
   sys.argv = argv = [quote_round(arg) for arg in argv]  # absl reads both
+  if wrong := usage.wrong_experiment(argv[1:]):
+    distributed.refuse(wrong)
   try:
     rest = flags.FLAGS(argv)
     config.value.name  # what is wrong with the file is raised on first use
@@ -36,7 +37,7 @@ def parse_flags(config: flags.FlagHolder, argv: Sequence[str]) -> list[str]:
   except (OSError, ValueError) as error:
     distributed.refuse(str(error))
   except flags.Error as error:
-    distributed.refuse(without_traceback(str(error)))
+    distributed.refuse(without_traceback(usage.explain(error)))
 
 
 def quote_round(arg: str) -> str:

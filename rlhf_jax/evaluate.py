@@ -9,9 +9,10 @@ Writes TASK.jsonl, a figure a line with its 95 % interval, into DIR/evaluations
 docs/evaluations.md has all evaluators and their files.
 """
 
-from rlhf_jax import host_memory
+from rlhf_jax import host_memory, usage
 
 if __name__ == "__main__":
+  usage.answer(__doc__, __file__)
   host_memory.restart_with_large_pages()
 
 # pylint: disable=wrong-import-position
@@ -188,5 +189,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-  flags.mark_flag_as_required("workdir")
-  app.run(main)
+  usage.run(main, required=["workdir"])
