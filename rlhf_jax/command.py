@@ -28,7 +28,7 @@ def parse_flags(config: flags.FlagHolder, argv: Sequence[str]) -> list[str]:
     distributed.refuse(wrong)
   try:
     rest = flags.FLAGS(argv)
-    config.value.name  # what is wrong with the file is raised on first use
+    _ = config.value.name  # what is wrong with the file, raised on first use
     return rest
   except (AttributeError, KeyError) as error:
     while isinstance(error.args[0], Exception):

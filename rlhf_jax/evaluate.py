@@ -159,7 +159,7 @@ def run_labels(runs: list[str]) -> dict[str, str]:
   the run's folder without what all have alike."""
   runs = list(dict.fromkeys(runs))
   if len(runs) < 2:
-    return {run: "" for run in runs}
+    return dict.fromkeys(runs, "")
   shared = os.path.commonpath([os.path.abspath(run) for run in runs])
   return {run: f"{os.path.relpath(os.path.abspath(run), shared)}:"
           for run in runs}
