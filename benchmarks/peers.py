@@ -117,7 +117,7 @@ def ask(
 def _answer(command: list[str], variables=None) -> dict[str, Any]:
   done = subprocess.run(
       command, cwd=_ROOT, env=variables, check=False, text=True,
-      stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+      capture_output=True)
   lines = [line for line in done.stdout.splitlines()
            if line.startswith(timing.MARK)]
   if done.returncode or not lines:
@@ -156,8 +156,8 @@ def refusal(found: dict[str, float]) -> str:
            if not value <= _TOLERANCE]
   if not found:
     return "its outputs have nothing in common with this code's"
-  return "outputs differ from this code's (relative to the largest, " + (
-      f"{_TOLERANCE:g} allowed): {', '.join(wrong)}") if wrong else ""
+  return ("outputs differ from this code's (relative to the largest, "
+          f"{_TOLERANCE:g} allowed): {', '.join(wrong)}") if wrong else ""
 
 
 @dataclasses.dataclass

@@ -8,6 +8,7 @@ Each size is then read, cleaned and stored in a process of its own, as a run
 does it. Prints a table, and appends one line a size to `--out` as JSON.
 """
 
+from collections.abc import Iterator
 import json
 import os
 import random
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from typing import Any, Iterator
+from typing import Any
 
 from absl import app
 from absl import flags

@@ -123,7 +123,7 @@ def base(name: str, size: str, stages: tuple[str, ...]) -> ConfigDict:
       seed=0,
       stages=stages,
       # stage -> folder of another run's stage to use in its place ("": none)
-      inputs={stage: "" for stage in (*STAGES, *stages)},
+      inputs=dict.fromkeys((*STAGES, *stages), ""),
       # "hf:FOLDER", or "hf:NAME" of the hub: where a stage with
       # init_from="init" starts (docs/interop.md)
       init=dict(policy="", reward_model=""),

@@ -1,0 +1,3 @@
+"""InstructGPT in JAX: SFT, a reward model, PPO with pretraining gradients."""
+
+__version__ = "0.1.0"

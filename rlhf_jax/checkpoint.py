@@ -37,7 +37,7 @@ class _Manager(ocp.CheckpointManager):
   that are not ours, and the run would never come to it.
   """
 
-  def reached_preemption(self, step: int) -> bool:
+  def reached_preemption(self, step: int) -> bool:  # noqa: ARG002
     return False
 
 

@@ -11,7 +11,7 @@ from ml_collections import config_flags
 
 from rlhf_jax import (
     checkpoint, config as config_lib, distributed, exits, guards, handoff,
-    interruption, lock, metrics, pipeline, storage,
+    interruption, lock, metrics, pipeline, storage, usage,
 )
 from rlhf_jax.data.records import DataError
 from rlhf_jax.hf.fields import FolderError
@@ -24,8 +24,7 @@ _USER_ERRORS = (
 
 def config_flag() -> flags.FlagHolder:
   """Defines --config, an experiment's file."""
-  return config_flags.DEFINE_config_file(
-      "config", None, "The experiment, as experiments/ppo_ptx.py:mini.")
+  return config_flags.DEFINE_config_file("config", None, usage.CONFIG_HELP)
 
 
 @contextlib.contextmanager
@@ -53,9 +52,11 @@ def parse_flags(config: flags.FlagHolder, argv: Sequence[str]) -> list[str]:
     argv: with the program's name.
   """
   sys.argv = argv = [quote_round(arg) for arg in argv]  # absl reads both
+  if wrong := usage.wrong_experiment(argv[1:]):
+    distributed.refuse(wrong)
   try:
     rest = flags.FLAGS(argv)
-    config.value.name  # what is wrong with the file is raised on first use
+    _ = config.value.name  # what is wrong with the file, raised on first use
     return rest
   except (AttributeError, KeyError) as error:
     while isinstance(error.args[0], Exception):
@@ -64,7 +65,7 @@ def parse_flags(config: flags.FlagHolder, argv: Sequence[str]) -> list[str]:
   except (OSError, ValueError) as error:
     distributed.refuse(str(error))
   except flags.Error as error:
-    distributed.refuse(without_traceback(str(error)))
+    distributed.refuse(without_traceback(usage.explain(error)))
 
 
 def quote_round(arg: str) -> str:

@@ -3,6 +3,12 @@
   python -m rlhf_jax.compare RUN_DIR [RUN_DIR ...]
 """
 
+from rlhf_jax import usage
+
+if __name__ == "__main__":
+  usage.answer(__doc__, __file__)
+
+# pylint: disable=wrong-import-position
 from collections.abc import Iterator, Sequence
 import json
 import statistics
@@ -85,4 +91,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-  app.run(main)
+  usage.run(main)

@@ -10,9 +10,10 @@ Writes TASK.jsonl, a figure a line with its 95 % interval, into DIR/evaluations
 docs/evaluations.md has all evaluators and their files.
 """
 
-from rlhf_jax import host_memory
+from rlhf_jax import host_memory, usage
 
 if __name__ == "__main__":
+  usage.answer(__doc__, __file__)
   host_memory.restart_with_large_pages()
 
 # pylint: disable=wrong-import-position
@@ -164,7 +165,7 @@ def run_labels(runs: list[str]) -> dict[str, str]:
   the run's folder without what all have alike."""
   runs = list(dict.fromkeys(runs))
   if len(runs) < 2:
-    return {run: "" for run in runs}
+    return dict.fromkeys(runs, "")
   shared = os.path.commonpath([os.path.abspath(run) for run in runs])
   return {run: f"{os.path.relpath(os.path.abspath(run), shared)}:"
           for run in runs}
@@ -194,5 +195,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-  flags.mark_flag_as_required("workdir")
-  app.run(main)
+  usage.run(main, required=["workdir"])

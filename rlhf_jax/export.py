@@ -1,6 +1,6 @@
 """Writes a stage's model as a folder that Hugging Face's programs read.
 
-  python -m rlhf_jax.export --workdir=DIR --stage=ppo[:ema] --out=FOLDER \
+  python -m rlhf_jax.export --workdir=DIR --stage=ppo[:ema] --out=FOLDER
       [--dtype=float32] [--max-shard-size=5GB] [--step=N]
 
 Any finished stage with a policy or a reward model can be named; `ppo` is the
@@ -8,6 +8,12 @@ trained parameters, `ppo:ema` their average, which is what the run evaluates.
 It runs on the CPU alone, also beside a training run.
 """
 
+from rlhf_jax import usage
+
+if __name__ == "__main__":
+  usage.answer(__doc__, __file__)
+
+# pylint: disable=wrong-import-position
 import pathlib
 import re
 
@@ -38,7 +44,7 @@ _STAGE = flags.DEFINE_string(
 _OUT = flags.DEFINE_string(
     "out", None, "The folder to write.", allow_override=True)  # of others too
 _DTYPE = flags.DEFINE_string(
-    "dtype", "float32", f"{', '.join(exporting.DTYPES)}.")
+    "dtype", "float32", "float32, bfloat16 or float16.")
 _MAX_SHARD_SIZE = flags.DEFINE_string(
     "max-shard-size", "5GB", "Of a file of weights, as 500MB or 2GiB.")
 _STEP = flags.DEFINE_integer(
@@ -243,5 +249,4 @@ def temperature(run: Run, source: Source) -> float:
 
 
 if __name__ == "__main__":
-  flags.mark_flags_as_required(["workdir", "stage", "out"])
-  app.run(main)
+  usage.run(main, required=["workdir", "stage", "out"])

@@ -138,7 +138,7 @@ def _locked_folder(workdir: str, me: Holder) -> Iterator[None]:
     os.makedirs(workdir, exist_ok=True)
     file = _lock(path, workdir)
   try:
-    _sign(file, path, workdir, me)
+    _sign(file, workdir, me)
     yield
   finally:
     # In this order: whoever waits on the removed file looks again.
@@ -182,7 +182,7 @@ def _lock(path: str, workdir: str) -> int | None:
   return None
 
 
-def _sign(file: int, path: str, workdir: str, me: Holder) -> None:
+def _sign(file: int, workdir: str, me: Holder) -> None:
   """Says who has the lock; who is named already was killed."""
   before = _read(os.pread(file, 10_000, 0))
   if before is not None:

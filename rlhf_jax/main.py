@@ -1,17 +1,39 @@
 """Runs an experiment.
 
-  python -m rlhf_jax.main --config=experiments/ppo_ptx.py[:SIZE] \
+  python -m rlhf_jax.main --config=experiments/ppo_ptx.py[:SIZE]
       [--workdir=DIR] [--config.a.b=VALUE ...]
+
+SIZE is mini, the default, for two CPU cores, or one of the paper's: 125m, 350m,
+760m, 1.3b, 2.7b, 6b, 13b, 175b (gpt2.py: 124m, 355m, 774m, 1.5b). The same
+command goes on where it was interrupted, and skips what is finished. DIR is
+runs/NAME of the experiment unless it is given; what to look at there:
+
+  report.html     the whole run on one page, without a network
+  summary.json    its figures
+  samples.jsonl   held-out prompts, and what each policy responds
+  STAGE/          checkpoints, for the commands sample, evaluate and export
+
+Any setting of the experiment can be overridden. Often it is one of these:
+
+  --config.seed=1                             the same run with other noise
+  --config.ppo.method.kl_coef=0.1             stay closer to the policy before
+  --config.ppo.method.ptx_coef=2.0            keep more of the pretraining
+  --config.ppo.num_iters=20                   less PPO
+  --config.data.demonstrations=jsonl:FILE     your own; also prompts,
+                                              comparisons and pretrain
+  --config.inputs.pretrain=runs/A/pretrain    the finished stage of another run
+  --config.mesh.fsdp=4                        devices that share the parameters
 
 As one of several processes, with one of:
 
-      --distributed                     as JAX detects it: TPU pod, SLURM, GKE
-      --coordinator=HOST:PORT --num_processes=N --process_id=I
+  --distributed                       as JAX detects it: TPU pod, SLURM, GKE
+  --coordinator=HOST:PORT --num_processes=N --process_id=I
 """
 
-from rlhf_jax import exits, host_memory
+from rlhf_jax import exits, host_memory, usage
 
 if __name__ == "__main__":
+  usage.answer(__doc__, __file__)
   host_memory.restart_with_large_pages()
   exits.heed_early_signals()  # while the rest is imported
 
@@ -97,6 +119,5 @@ def start_processes(argv):
 
 
 if __name__ == "__main__":
-  flags.mark_flag_as_required("config")
   with distributed.reported():
-    app.run(main, flags_parser=parse_flags)
+    usage.run(main, required=["config"], flags_parser=parse_flags)

@@ -8,9 +8,10 @@ and the state if it was saved. Nothing is written. The exit status is 0 where
 everything is the same to the last bit, and 1 where it is not.
 """
 
-from rlhf_jax import host_memory
+from rlhf_jax import host_memory, usage
 
 if __name__ == "__main__":
+  usage.answer(__doc__, __file__)
   host_memory.restart_with_large_pages()
 
 # pylint: disable=wrong-import-position
@@ -239,5 +240,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-  flags.mark_flags_as_required(["workdir", "step"])
-  app.run(main)
+  usage.run(main, required=["workdir", "step"])

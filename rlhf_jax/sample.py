@@ -6,6 +6,12 @@
 Without a prompt it reads prompts from the terminal, one a line.
 """
 
+from rlhf_jax import usage
+
+if __name__ == "__main__":
+  usage.answer(__doc__, __file__)
+
+# pylint: disable=wrong-import-position
 import sys
 
 from absl import app
@@ -130,5 +136,4 @@ def prompts(stage: str):
 
 
 if __name__ == "__main__":
-  flags.mark_flag_as_required("workdir")
-  app.run(main)
+  usage.run(main, required=["workdir"])

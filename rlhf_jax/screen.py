@@ -18,6 +18,12 @@ Prints a line a candidate and writes the roster of those who pass, for
 with the file and line, and nothing is written.
 """
 
+from rlhf_jax import usage
+
+if __name__ == "__main__":
+  usage.answer(__doc__, __file__)
+
+# pylint: disable=wrong-import-position
 import os
 import sys
 
@@ -82,5 +88,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-  flags.mark_flags_as_required(["reference", "answers", "roster"])
-  app.run(main)
+  usage.run(main, required=["reference", "answers", "roster"])

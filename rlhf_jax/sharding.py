@@ -148,7 +148,7 @@ def _as_mapping(axis_rules: AxisRules) -> dict[str, Any]:
         f"axis_rules name unknown logical axes {sorted(unknown)}; the known "
         f"ones are {sorted(LOGICAL_AXES)}."
     )
-  return {name: axes for name, axes in axis_rules}
+  return dict(axis_rules)
 
 
 def spec_for(

@@ -9,9 +9,10 @@ Seeds may be run side by side by one command each; the figure is of all that
 are measured.
 """
 
-from rlhf_jax import exits, host_memory
+from rlhf_jax import exits, host_memory, usage
 
 if __name__ == "__main__":
+  usage.answer(__doc__, __file__)
   host_memory.restart_with_large_pages()
   exits.heed_early_signals()  # while the rest is imported
 
@@ -76,5 +77,5 @@ def main(argv):
 
 
 if __name__ == "__main__":
-  flags.mark_flag_as_required("config")
-  app.run(main, flags_parser=lambda argv: command.parse_flags(_CONFIG, argv))
+  usage.run(main, required=["config"], flags_parser=(
+      lambda argv: command.parse_flags(_CONFIG, argv)))

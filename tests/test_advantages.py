@@ -24,7 +24,7 @@ def _gae_by_double_sum(rewards, values, mask, discount, gae_lambda):
     deltas = [r[t] + discount * v[t + 1] - v[t] for t in range(len(real))]
     for t in range(len(real)):
       result[row, real[t]] = sum(
-          (discount * gae_lambda)**l * d for l, d in enumerate(deltas[t:]))
+          (discount * gae_lambda)**n * d for n, d in enumerate(deltas[t:]))
   return result, np.where(mask, result + values, 0.0)
 
 

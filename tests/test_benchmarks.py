@@ -1,6 +1,7 @@
 """The benchmarks against peers: what is counted, compared and written."""
 
 import json
+import pathlib
 
 import jax
 import numpy as np
@@ -239,7 +240,8 @@ def test_a_run_from_check_to_table(tmp_path, monkeypatch):
   run.run_size("test", ["rlhf_jax", "torch", "trl", "tunix"],
                ["rollout", "rm_step", "refill", "no_refill"])
   run.write_tables()
-  lines = [json.loads(line) for line in open(tmp_path / "results.jsonl")]
+  lines = [json.loads(line) for line in
+           (tmp_path / "results.jsonl").read_text().splitlines()]
   assert lines == run.records
   by_system = {r["system"]: r for r in lines
                if r.get("phase") == "rollout"}
@@ -266,5 +268,5 @@ def test_requirements_pin_every_version():
   assert make_environments.systems() == ["rlhf_jax", "torch", "trl", "tunix"]
   for system in make_environments.systems():
     path = make_environments.command("python", system)[6]
-    for line in open(path):
+    for line in pathlib.Path(path).read_text().splitlines():
       assert line.startswith("#") or "==" in line, (system, line)

@@ -179,7 +179,8 @@ class DamageTest(parameterized.TestCase):
     with self.assertRaisesRegex(
         checkpoint.DamagedError,
         r"3, item 'ema': the item is missing(.|\n)*newest older checkpoint "
-        rf"that is whole is step 2. To go on from there remove {folder}/3, and"):
+        "that is whole is step 2. To go on from there remove "
+        rf"{folder}/3, and"):
       self.restore(folder)
     self.restore(folder, "params")  # the others are as good as before
 

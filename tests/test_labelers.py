@@ -65,8 +65,8 @@ class LabelersTest(parameterized.TestCase):
     self.assertEqual(one.rank(PROMPT, RESPONSES), one.rank(PROMPT, RESPONSES))
     backwards = one.rank(PROMPT, RESPONSES[::-1])
     self.assertEqual(one.rank(PROMPT, RESPONSES).ranks, backwards.ranks[::-1])
-    self.assertLen({str(l.bias) for l in (one, two, heldout)}, 3)
-    self.assertLen({l.labeler_id for l in (one, two, heldout)}, 3)
+    self.assertLen({str(who.bias) for who in (one, two, heldout)}, 3)
+    self.assertLen({who.labeler_id for who in (one, two, heldout)}, 3)
 
   def test_in_the_final_evaluation_truth_and_manners_come_first(self):
     """Training labelers like the helpful liar best, the final ones least."""

@@ -166,7 +166,8 @@ def start(command, folder, **environment):
       env=os.environ | {"PATH": f"{folder}:{os.environ['PATH']}",
                         "HOME": str(folder)} | environment,
       stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-      preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+      preexec_fn=lambda: signal.signal(  # noqa: PLW1509, no thread here
+          signal.SIGINT, signal.SIG_DFL))
   try:
     yield process
   finally:

@@ -11,8 +11,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 # From the lowest to the highest; a module imports its own layer and those
 # below. A package stands for all that is in it.
 LAYERS = (
-    "ahead exits host_memory faults patience storage lock boards compilation "
-    "watch rendezvous tree masked sharding",
+    "ahead exits usage host_memory faults patience storage lock boards "
+    "compilation watch rendezvous tree masked sharding",
     "profiling fingerprints interruption item_files",
     "distributed losses advantages models data config hf",
     "optimizer train_state checkpoint metrics",
@@ -23,7 +23,7 @@ LAYERS = (
     "report",
     "pipeline recipe model_card",
     "studies",
-    "main sample evaluate screen plan replay export command study",
+    "main sample evaluate screen plan replay export command study __main__",
 )
 
 

@@ -175,7 +175,8 @@ def test_a_later_rounds_settings(tmp_path, capsys, override, message):
 
 
 def test_no_such_experiment(refuses):
-  refuses("--config=nowhere.py", message="No such file or directory: 'nowhere")
+  refuses("--config=nowhere.py",
+          message=r"--config=nowhere.py: there is no such file; .*\n\nexperim")
 
 
 def test_unexpected_arguments(experiment):

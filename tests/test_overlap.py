@@ -188,7 +188,7 @@ def test_an_error_of_a_batch_comes_where_the_batch_is_needed(tmp_path):
 
 def test_the_thread_ends_with_an_interrupted_loop():
   threads = threading.active_count()
-  with pytest.raises(KeyboardInterrupt):
+  with pytest.raises(KeyboardInterrupt):  # noqa: PT012
     with ahead.Ahead(rows_of, 5, 100) as batches:
       assert batches.take() == {"rows": {"number": np.array([5])}}
       raise KeyboardInterrupt

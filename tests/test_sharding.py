@@ -285,7 +285,7 @@ class PlacementTest(parameterized.TestCase):
     alone = jax.jit(double)(x)
     self.assertLen(alone.addressable_shards, 1)
     with mesh_in_use:
-      placed = jax.jit(lambda x: double(x))(x)
+      placed = jax.jit(double)(x)
     self.assertEqual(placed.addressable_shards[0].data.shape, (2, 8))
     np.testing.assert_array_equal(placed, alone)
     self.assertEqual(placed.sharding.mesh.shape, mesh.shape)

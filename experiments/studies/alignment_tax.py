@@ -1,5 +1,6 @@
-"""Does a higher KL coefficient pay the alignment tax, or only pretraining
-gradients? (Ouyang et al. 2022, 4.2 and Figures 33 and 34.)
+"""Does a higher KL pay the alignment tax, or only pretraining gradients?
+
+Ouyang et al. 2022, 4.2 and Figures 33 and 34.
 
   python -m rlhf_jax.study --config=experiments/studies/alignment_tax.py
 

@@ -1,4 +1,6 @@
-"""What do the policies do that labelers mark? (Ouyang et al. 2022, Figure 4.)
+"""What do the policies do that labelers mark?
+
+Ouyang et al. 2022, Figure 4.
 
   python -m rlhf_jax.study --config=experiments/studies/behaviour.py
 

@@ -1,5 +1,6 @@
-"""Is a small aligned model preferred to a large one that is not? (Ouyang et
-al. 2022, Figure 1.)
+"""Is a small aligned model preferred to a large one that is not?
+
+Ouyang et al. 2022, Figure 1.
 
   python -m rlhf_jax.study --config=experiments/studies/model_sizes.py
 

@@ -1,5 +1,6 @@
-"""How far can a reward model be optimised before the gold score falls? (Gao et
-al. 2022, arXiv:2210.10760, Figure 1.)
+"""How far can a reward model be optimised before the gold score falls?
+
+Gao et al. 2022, arXiv:2210.10760, Figure 1.
 
   python -m rlhf_jax.study --config=experiments/studies/overoptimisation.py
 

@@ -1,5 +1,6 @@
-"""How well does a reward model know labelers it has not seen, and what does it
-learn from? (Ouyang et al. 2022, 3.5 and appendix E.2.)
+"""Whom does a reward model know, and what does it learn from?
+
+Ouyang et al. 2022, 3.5 and appendix E.2.
 
   python -m rlhf_jax.study --config=experiments/studies/reward_models.py
 

@@ -29,7 +29,7 @@ _CLAIMS = {
     "None or (index, count) with 0 <= index < count and 2 <= count":
         lambda x: x is None or is_fold(x),
     "((stage, weight), ...), each stage once, weights above 0, as "
-    "(('sft', 1.0), ('ppo', 2.0))": lambda x: is_weighted(x),
+    "(('sft', 1.0), ('ppo', 2.0))": is_weighted,
 }
 _ONE_OF = {  # choices of the keys that are "one of" them
     "reward_unit": ("raw", "sd"),

@@ -160,8 +160,8 @@ def _is_source(kind: str, source: str) -> bool:
     return kind != "comparisons"  # those are collected
   form, _, rest = source.partition(":")
   name, _, split = rest.rpartition("/")
-  return (form == "jsonl" and all(p.strip() for p in rest.split(","))
-          or form == "tfds" and bool(name and split))
+  return ((form == "jsonl" and all(p.strip() for p in rest.split(",")))
+          or (form == "tfds" and bool(name and split)))
 
 
 def file_errors(tree: Tree) -> Iterator[str]:

@@ -6,11 +6,12 @@ epoch its own order. Without one (`seed=None`) the examples come once, in the
 source's order, for evaluation.
 """
 
+from collections.abc import Callable, Sequence
 import dataclasses
 import hashlib
 import itertools
 import sys
-from typing import Any, Callable, Sequence
+from typing import Any
 
 import grain
 import numpy as np

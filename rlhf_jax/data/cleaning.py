@@ -25,10 +25,11 @@ come or go. A few-shot set is never divided between splits: its prompts hold
 each other's responses. Who wrote a prompt, and what for, makes it no other row.
 """
 
+from collections.abc import Iterable, Iterator
 import collections
 import dataclasses
 import itertools
-from typing import Any, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -229,8 +230,8 @@ def _deduplicate(kind, rows, prefix_tokens, account) -> list[Row]:
     elif (
         users.get(group, user) != user
         or (_home(row), group) in overlapping
-        or prefix in owners
-        and (kind != "comparisons" or owners[prefix] != row.owner)
+        or (prefix in owners
+            and (kind != "comparisons" or owners[prefix] != row.owner))
     ):
       account.drop("duplicate_prompt", row)
     else:

@@ -1,11 +1,12 @@
 """From a source to prepared splits on disk, once, with an account of it."""
 
+from collections.abc import Iterable
 import dataclasses
 import hashlib
 import itertools
 import json
 import os
-from typing import Any, Iterable
+from typing import Any
 
 from etils import epath
 import numpy as np

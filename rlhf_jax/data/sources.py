@@ -17,6 +17,7 @@ A line that is no record ends the run with one message: file and line, the
 value, and what to do.
 """
 
+from collections.abc import Callable, Iterator
 import glob
 import gzip
 import hashlib
@@ -24,7 +25,7 @@ import json
 import math
 import os
 import re
-from typing import Any, BinaryIO, Callable, Iterator
+from typing import Any, BinaryIO
 import zlib
 
 from rlhf_jax import storage

@@ -15,7 +15,7 @@ import functools
 import hashlib
 import json
 import os
-from typing import Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from etils import epath
 import tokenizers

@@ -113,7 +113,7 @@ def measure(reference: Reference, answers: Answers) -> dict[str, Any]:
       "flag_agreement": share(flags),
       "responses": sum(total for _, total in flags),
       "flag_agreement_by_field": {
-          field: share(alike(marked, lambda marks: bool(marks.get(field))))
+          field: share(alike(marked, lambda marks, f=field: bool(marks.get(f))))
           for field in SENSITIVE},
       "flags_missing": sum(
           bool(ours.metadata and not theirs.metadata)

@@ -62,8 +62,7 @@ class Heads:
 
   def shapes(self, c: TransformerConfig) -> Shapes:
     size = (c.d_model, 3 // len(self.names) * c.d_model)[not self.has_rows:]
-    return {name: size[::-1] if self.is_transposed else size
-            for name in self.names}
+    return dict.fromkeys(self.names, size[::-1] if self.is_transposed else size)
 
   def read(self, read: Read, c: TransformerConfig, index: Index) -> np.ndarray:
     *rows, heads, _, _ = index

@@ -1,6 +1,6 @@
 """Plans a run on devices that are not here.
 
-  python -m rlhf_jax.plan --config=experiments/ppo_ptx.py:6b \
+  python -m rlhf_jax.plan --config=experiments/ppo_ptx.py:6b
       --topology=v5p:4x4x4 [--num_slices=N] [--only=ppo] [--search] [--json]
 
 Compiles every jitted training and sampling function of the run ahead of time
@@ -8,6 +8,12 @@ with the real TPU compiler (GPUs: from formulas), and prints memory, work,
 roofline times and what they bound. Ends with status 1 where it does not fit.
 """
 
+from rlhf_jax import usage
+
+if __name__ == "__main__":
+  usage.answer(__doc__, __file__)
+
+# pylint: disable=wrong-import-position
 import functools
 import json
 import os
@@ -118,5 +124,6 @@ def say(text: str) -> None:
 
 
 if __name__ == "__main__":
-  flags.mark_flags_as_required(["config", "topology"])
-  app.run(main, flags_parser=functools.partial(command.parse_flags, _CONFIG))
+  usage.run(
+      main, required=["config", "topology"],
+      flags_parser=functools.partial(command.parse_flags, _CONFIG))

@@ -47,7 +47,7 @@ def proposals(
     if kind_of(stage) == "rm":
       yield from _more(f"{stage}.num_row_parts", settings.num_row_parts,
                        settings.block_rows)
-  yield from _other_meshes(config, mesh)
+  yield from _other_meshes(mesh)
 
 
 def _more_of_ppo(stage: str, settings, shards: int) -> Iterator[Overrides]:
@@ -78,7 +78,7 @@ def _divisors(number: int) -> list[int]:
   return [n for n in range(1, number + 1) if number % n == 0]
 
 
-def _other_meshes(config, mesh: dict[str, int]) -> Iterator[Overrides]:
+def _other_meshes(mesh: dict[str, int]) -> Iterator[Overrides]:
   """Parameters cut into more parts."""
   total = math.prod(mesh.values())
   fsdp, tensor = mesh["fsdp"], mesh["tensor"]

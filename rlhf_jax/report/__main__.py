@@ -6,6 +6,12 @@ Of a run that has not ended it shows what is there. docs/report.md says how to
 read it.
 """
 
+from rlhf_jax import usage
+
+if __name__ == "__main__":
+  usage.answer(__doc__, __file__)
+
+# pylint: disable=wrong-import-position
 import sys
 
 from absl import app
@@ -40,5 +46,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-  flags.mark_flag_as_required("workdir")
-  app.run(main)
+  usage.run(main, required=["workdir"])

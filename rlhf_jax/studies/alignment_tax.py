@@ -130,5 +130,5 @@ def draw(rows: Sequence[Row], figure) -> None:
 
 
 STUDY = Study(
-    "Does a higher KL coefficient pay the alignment tax, or only pretraining "
-    "gradients?", measure, tables, draw)
+    "Does a higher KL pay the alignment tax, or only pretraining gradients?",
+    measure, tables, draw)

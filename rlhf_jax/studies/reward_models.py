@@ -131,5 +131,5 @@ def draw(rows: Sequence[Row], figure) -> None:
 
 
 STUDY = Study(
-    "How well does a reward model know labelers it has not seen, and what "
-    "does it learn from?", measure, tables, draw)
+    "Whom does a reward model know, and what does it learn from?",
+    measure, tables, draw)

@@ -95,8 +95,8 @@ def test_the_browser_sorts_by_change_between_two_policies(tab, order):
 
 
 def test_a_policy_can_be_left_out(tab):
-  heads = "[...document.querySelectorAll('article:first-child h4')].map(" \
-      "head => head.textContent)"
+  heads = ("[...document.querySelectorAll('article:first-child h4')].map("
+           "head => head.textContent)")
   assert tab.run(heads) == ["pretrain", "sft", "ppo"]
   tab.run("document.querySelector('fieldset input').click()")
   assert tab.run(heads) == ["sft", "ppo"]

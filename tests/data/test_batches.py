@@ -177,7 +177,7 @@ def test_without_a_seed_rows_come_once_and_in_order():
   batch = batches.Batches(batches.lm_examples(_windows(10), None), 4)
   assert batch.num_batches == 3
   parts = [batch(n) for n in range(3)]
-  assert sum((_ids(p) for p in parts), []) == [*range(10), 9, 9]
+  assert [i for p in parts for i in _ids(p)] == [*range(10), 9, 9]
   masks = np.concatenate([p["row_mask"] for p in parts])
   np.testing.assert_array_equal(masks, [True] * 10 + [False] * 2)
   for n in (-1, 3):

@@ -29,7 +29,7 @@ class Bytes:
   """A tokenizer whose tokens are bytes."""
 
   eos_id = 256
-  start_ids = []
+  start_ids = ()
 
   def encode_batch(self, texts):
     return [list(text.encode("utf-8")) for text in texts]
@@ -364,8 +364,8 @@ def test_rare_sources_are_counted_together():
 
 def test_prompts_of_a_user():
   pair = {"responses": ["a", "b"], "ranks": [1, 2]}
-  rows = [pair | {"prompt": f"{n}", "user_id": f"u{n % 2}", "labeler_id": l}
-          for n in range(5) for l in "ab"]
+  rows = [pair | {"prompt": f"{n}", "user_id": f"u{n % 2}", "labeler_id": who}
+          for n in range(5) for who in "ab"]
   rows.append(pair | {"prompt": "nobody's"})
   changes = {"validation_fraction": 0.0, "test_fraction": 0.0}
   _, report = _clean("comparisons", rows, **changes)
@@ -401,7 +401,7 @@ def test_what_tokenises_to_nothing_is_dropped():
 
 def test_a_start_stands_before_prompts_only():
   class Starting(Bytes):
-    start_ids = [257]
+    start_ids = (257,)
 
   rows = [({"prompt": "p", "response": "r"}, "f:1")]
   by_split, _ = cleaning.clean("demonstrations", rows, Starting(), SETTINGS)

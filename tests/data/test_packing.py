@@ -10,7 +10,7 @@ from rlhf_jax.data.records import DataError
 def test_every_text_is_in_one_group_and_the_rows_are_full():
   lengths = np.random.default_rng(0).integers(5, 56, 1000).tolist()
   groups = packing.pack(lengths, 128)
-  assert sorted(sum(groups, [])) == list(range(1000))
+  assert sorted(i for group in groups for i in group) == list(range(1000))
   filled = [sum(lengths[i] for i in group) for group in groups]
   assert max(filled) <= 128
   assert np.mean(filled) > 0.9 * 128

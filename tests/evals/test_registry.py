@@ -84,7 +84,7 @@ def test_luck_gives_chance(root, name):
   found = by_name(evaluator.measure(
       Lucky(), evaluator.items(str(root), None)))
   for row in found.values():
-    assert np.isfinite(row.mean) and row.low <= row.mean <= row.high or (
+    assert (np.isfinite(row.mean) and row.low <= row.mean <= row.high) or (
         row.n < 2)
   for figure in {"accuracy", "mc1", "mc1_total"} & set(found):
     row = found[figure]

@@ -33,9 +33,9 @@ _SETTINGS = cleaning.Settings(
 
 def rows(text: str) -> dict[str, list[dict]]:
   """Kind -> rows with `text` in each field that may have it."""
-  ids = {name: text for name in (
-      "user_id", "labeler_id", "category", "source", "use_case",
-      "few_shot_set")}
+  ids = dict.fromkeys(
+      ("user_id", "labeler_id", "category", "source", "use_case",
+       "few_shot_set"), text)
   few_shot = ids | {
       "prompt_kind": "few_shot", "instruction": text, "examples": [
           {"query": text, "response": text},
@@ -47,7 +47,8 @@ def rows(text: str) -> dict[str, list[dict]]:
       "comparisons": [ids | {
           "prompt": text, "responses": [text, "b"], "ranks": [1, 2],
           "labeler_group": text, "metadata": [{text: text}, {}]}],
-      "prompts": [ids | {"prompt": text, "prompt_kind": "user_based"}, few_shot],
+      "prompts": [
+          ids | {"prompt": text, "prompt_kind": "user_based"}, few_shot],
   }
 
 

@@ -141,11 +141,12 @@ def _crafted(content):
       "fingerprints of numbers": _seal(
           content | {"arrays": arrays | {"params": {"embed": 1}}}),
       "fingerprints without a kind": _seal(content | {"arrays": arrays | {
-          "params": {name: "" for name in arrays["params"]}}}),
+          "params": dict.fromkeys(arrays["params"], "")}}),
       "an item's name is a path": _seal(
           content | {"arrays": {"../../../etc": {}}}),
-      "huge shapes": _seal(content | {"arrays": arrays | {"params": {
-          name: "float32[1000000000000] 00" for name in arrays["params"]}}}),
+      "huge shapes": _seal(content | {"arrays": arrays | {
+          "params": dict.fromkeys(
+              arrays["params"], "float32[1000000000000] 00")}}),
       "as deep as a digest can be": _seal(content | {
           "stage": json.loads("[" * 300 + "]" * 300)}),
       "a wrong digest": _seal(content).replace('"sha256": "', '"sha256": "0'),

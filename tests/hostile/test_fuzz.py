@@ -39,9 +39,11 @@ def mutations(draw, good):
     elif what == "cut":
       del data[start:end]
     elif what == "insert":
-      data[start:start] = draw(st.one_of(st.binary(max_size=8), st.sampled_from((
-          b"\0", b"\xff", b"\xef\xbb\xbf", b"\n", b"\r", b'"', b"{", b"[" * 2000,
-          b"\\ud800", b"1e999", b"NaN", b"9" * 5000, b",", b"null"))))
+      data[start:start] = draw(st.one_of(
+          st.binary(max_size=8), st.sampled_from((
+              b"\0", b"\xff", b"\xef\xbb\xbf", b"\n", b"\r", b'"', b"{",
+              b"[" * 2000, b"\\ud800", b"1e999", b"NaN", b"9" * 5000, b",",
+              b"null"))))
     elif what == "double":
       data[start:start] = data[start:end]
     else:
@@ -156,7 +158,7 @@ def test_bytes_of_a_tokenizer(attempt, good):
 
 
 def _spots(tree, path=()):
-  """The paths of all values in a JSON tree, but of few entries of large ones."""
+  """The paths of all values in a JSON tree; of large ones of few entries."""
   items = (tree.items() if isinstance(tree, dict) else
            enumerate(tree) if isinstance(tree, list) else ())
   for key, value in list(items)[:12]:

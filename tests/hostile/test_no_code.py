@@ -151,7 +151,7 @@ def test_a_dataset_cannot_have_a_module_imported(tmp_path, monkeypatch, key):
   assert not (tmp_path / "pwned").exists()
 
 
-# ------------------------------------------------------- no path outside a folder
+# ----------------------------------------------------- no path outside a folder
 
 
 _TRACE = textwrap.dedent("""

@@ -56,12 +56,13 @@ pairs = st.lists(
               json_values), max_size=4)
 often_texts = st.one_of(texts, texts, texts, json_values)
 _FIELDS = {
-    **{name: often_texts for name in (
-        "text", "prompt", "response", "user_id", "labeler_id", "labeler",
-        "labeler_group", "category", "domain", "source", "use_case",
-        "few_shot_set", "instruction")},
+    **dict.fromkeys(
+        ("text", "prompt", "response", "user_id", "labeler_id", "labeler",
+         "labeler_group", "category", "domain", "source", "use_case",
+         "few_shot_set", "instruction"), often_texts),
     "responses": responses, "ranks": ranks, "metadata": json_values,
-    "prompt_kind": st.one_of(st.sampled_from(records.PROMPT_KINDS), json_values),
+    "prompt_kind": st.one_of(
+        st.sampled_from(records.PROMPT_KINDS), json_values),
     "examples": st.one_of(pairs, json_values, st.fixed_dictionaries(
         {"query": st.lists(texts, max_size=3),
          "response": st.lists(texts, max_size=3)})),
@@ -258,6 +259,7 @@ def test_metadata_too_deep_to_write_again():
   row = ('{"prompt": "p", "responses": ["a", "b"], "ranks": [1, 2],'
          ' "metadata": %s%s}\n')
   for depth in (33, 500, 800):
-    message = read("comparisons", (row % ("[" * depth, "]" * depth)).encode())[1]
+    deep = (row % ("[" * depth, "]" * depth)).encode()
+    message = read("comparisons", deep)[1]
     assert "'metadata' is nested more than 32 deep" in message
   assert read("comparisons", (row % ("[" * 32, "]" * 32)).encode())[0]

@@ -51,7 +51,7 @@ def _numpy_logits(params, tokens, config):
   table = p["token_embedding"]["embedding"]
   x = table[tokens] + p["position_embedding"]["embedding"][:len(tokens)]
   for layer in range(config.num_layers):
-    block = jax.tree.map(lambda a: a[layer], p["blocks"])
+    block = jax.tree.map(lambda a, at=layer: a[at], p["blocks"])
     is_banded = config.attention_pattern == "alternating" and layer % 2 == 1
     band = config.band_width if is_banded else len(tokens)
     x = x + attention(

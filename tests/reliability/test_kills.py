@@ -1,4 +1,4 @@
-"""A run that is killed at any moment ends as one that never was, bit for bit."""
+"""A run killed at any moment ends as one that never was, bit for bit."""
 
 import collections
 

@@ -40,7 +40,7 @@ def write_reply(world, task: Task, rng, flaws=frozenset()) -> str:
   if "wrong" in flaws and not (task.kind.answer or "person" in slots):
     flaws = flaws - {"wrong"} | {"missing"}
   template = _template(world, task, rng, "careless" in flaws)
-  slots["value"] = _value(world, task, rng)
+  slots["value"] = _value(world, task)
   if "missing" in flaws and not _leave_out(world, task, slots, rng):
     flaws.add("wrong")
   if "wrong" in flaws and task.kind.answer:
@@ -89,7 +89,7 @@ def _template(world, task: Task, rng, careless: bool) -> str:
   return re.sub(r"[][]", "", template)
 
 
-def _value(world, task: Task, rng) -> str:
+def _value(world, task: Task) -> str:
   """What stands for {value}: the answer, with its article if it needs one."""
   if task.kind.name == "check":
     return world.facts[task.fact_key]
