@@ -223,7 +223,8 @@ def wrong_experiment(
   if not path:
     message = "--config=... is missing: name an experiment"
   else:
-    message = f"--config={given[-1]}: there is no such file{_nearest(path, folder)}"
+    message = (f"--config={given[-1]}: there is no such file"
+               f"{_nearest(path, folder)}")
   return f"{message}; --help has more\n\n{experiments_table(folder)}"
 
 

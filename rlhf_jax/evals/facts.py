@@ -64,13 +64,13 @@ def measure(model: Model, facts: Sequence[Fact]) -> Iterator[Row]:
            for context in fact.contexts]
   found = multiple_choice.likelihoods(model, [
       (context, facts[number].choices) for number, context in asked])
-  credits: dict[int, list[float]] = {}
+  credit: dict[int, list[float]] = {}
   for (number, _), of in zip(asked, found):
     if of is not None:
-      credits.setdefault(number, []).append(
+      credit.setdefault(number, []).append(
           multiple_choice.credit([like.mean for like in of], 0))
-  yield results.mean("accuracy", [np.mean(of) for of in credits.values()])
+  yield results.mean("accuracy", [np.mean(of) for of in credit.values()])
   yield results.constant(
-      "chance", np.mean([1 / len(facts[number].choices) for number in credits]
-                        or [np.nan]), len(credits))
+      "chance", np.mean([1 / len(facts[number].choices) for number in credit]
+                        or [np.nan]), len(credit))
   yield from multiple_choice.fit(found)

@@ -93,7 +93,7 @@ def test_the_prefix_that_scores_best_is_used(make, world):
 def test_it_has_no_kl():
   found = Responses(["p"], [Response("r", np.array([1]), True)], None, None)
   assert not list(responses.divergence(found))
-  assert [row.name for row in responses.style(found)][0] == "tokens"
+  assert next(responses.style(found)).name == "tokens"
 
 
 def test_its_stage_is_what_is_judged(monkeypatch):
