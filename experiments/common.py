@@ -183,7 +183,8 @@ def decode_axis_rules(size: str) -> tuple:
   them to be gathered; the cache by batch and heads."""
   if size == MINI:
     return AXIS_RULES
-  batch, cut = ("data", ("fsdp", "tensor"))
+  batch: str | tuple[str, ...] = "data"
+  cut: str | tuple[str, ...] = ("fsdp", "tensor")
   if size == "175b":  # 96 heads do not divide over 512
     batch, cut = (("data", "fsdp"), "tensor")
   return (("batch", batch), ("embed", None), ("mlp", cut), ("heads", cut),
@@ -561,7 +562,8 @@ def set_rounds(config: ConfigDict, size: str, num_rounds: int) -> None:
   so far, and PPO starts from `rl_init` again.
   """
   mini = size == MINI
-  collected, policies = (), ("sft", "rl_init")
+  collected: tuple[str, ...] = ()
+  policies: tuple[str, ...] = ("sft", "rl_init")
   for collect_stage, rm_stage, ppo_stage in round_stages(num_rounds):
     config[collect_stage] = collect(size)
     if collected:

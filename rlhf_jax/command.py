@@ -59,9 +59,10 @@ def parse_flags(config: flags.FlagHolder, argv: Sequence[str]) -> list[str]:
     _ = config.value.name  # what is wrong with the file, raised on first use
     return rest
   except (AttributeError, KeyError) as error:
-    while isinstance(error.args[0], Exception):
-      error = error.args[0]
-    distributed.refuse(f"--config has no key {error.args[0]}")
+    cause: Exception = error
+    while isinstance(cause.args[0], Exception):
+      cause = cause.args[0]
+    distributed.refuse(f"--config has no key {cause.args[0]}")
   except (OSError, ValueError) as error:
     distributed.refuse(str(error))
   except flags.Error as error:

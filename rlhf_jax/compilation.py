@@ -34,7 +34,8 @@ def enable_compilation_cache(workdir: epath.PathLike) -> str:
   Returns:
     The folder.
   """
-  folder = jax.config.jax_compilation_cache_dir or str(
+  asked: str | None = jax.config.jax_compilation_cache_dir  # type: ignore
+  folder = asked or str(
       storage.absolute(workdir).parent / FOLDER)
   in_bucket = storage.is_bucket(folder)
   if not in_bucket:
@@ -146,8 +147,9 @@ class _Records:
     with self._lock:
       for found in self.open:
         found.programs += event == _COMPILING
-        found.seconds[_PHASES[event]] += seconds
-        found.by_function[name] += seconds
+        # a Counter counts seconds as well
+        found.seconds[_PHASES[event]] += seconds  # type: ignore[assignment]
+        found.by_function[name] += seconds  # type: ignore[assignment]
 
 
 _records = _Records()

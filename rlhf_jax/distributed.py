@@ -119,6 +119,7 @@ def start(cluster: Cluster, timeout: float, grace_seconds: float) -> None:
   """
   global _watch
   began = time.monotonic()
+  made: watch.Hub | watch.Member
   if cluster.process_id == 0:
     made, address = rendezvous.gather(
         cluster.host, cluster.port, cluster.num_processes, timeout)

@@ -142,7 +142,7 @@ def _bucket(error: BaseException) -> Fault | None:
       isinstance(error, OSError) and text.startswith("Forbidden: ")):
     kind = _DENIED
   elif _is_a(error, [("gcsfs.retry", "HttpError")]):
-    kind = _DENIED if error.code in (401, 403) else _SILENT
+    kind = _DENIED if getattr(error, "code", None) in (401, 403) else _SILENT
   elif found := _TENSORSTORE_BUCKET.match(text):
     is_denied = found[1] in ("PERMISSION_DENIED", "UNAUTHENTICATED")
     kind = _DENIED if is_denied else _SILENT

@@ -77,14 +77,14 @@ class Guards:
 
   def __init__(
       self, stage: str, writer: metrics.Writer, *,
-      actions: Mapping[str, str], limits: Mapping[str, float]):
+      actions: Mapping[str, str], limits: Mapping[str, Any]):
     """`actions` and `limits` as of `config.guards`."""
     self._stage = stage
     self._writer = writer
     self._actions = dict(actions)
-    limits = Limits(**limits)
+    checked = Limits(**limits)
     self._looks = {
-        name: make(limits) for name, make in _LOOKS.items()
+        name: make(checked) for name, make in _LOOKS.items()
         if self._actions[name] != OFF}
     self._last_warning: dict[str, int] = {}
     self._batches = _Repeats()
@@ -96,7 +96,7 @@ class Guards:
       numbers = {k: math.nan if v is None else v for k, v in row.items()}
       for name, look in self._looks.items():
         if look(numbers):
-          self._is_due(name, row["step"])
+          self._is_due(name, int(row["step"]))
 
   def look(self, step: int, values: Values) -> None:
     """Looks at the numbers of a step.

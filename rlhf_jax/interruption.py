@@ -130,7 +130,9 @@ def _end_later(end_all, seconds: float) -> None:
        exits.PREEMPTED)
 
 
-def _end(end_all, why: str, status: int) -> NoReturn:
+def _end(
+    end_all: Callable[[str, int], NoReturn], why: str, status: int
+) -> NoReturn:
   _say(f"{why}: ended at once; the last checkpoint is kept")
   end_all(why, status)
 

@@ -242,7 +242,7 @@ def dense_ranks(utilities: Sequence[float], tie_margin: float
   order = sorted(range(len(utilities)), key=lambda i: -utilities[i])
   ranks = [0] * len(utilities)
   rank = 1
-  for previous, current in zip([None] + order, order):
+  for previous, current in zip([None, *order], order):
     if previous is not None:
       gap = utilities[previous] - utilities[current]
       rank += gap > 0 and gap >= tie_margin

@@ -214,12 +214,13 @@ def describe(run: Run) -> str:
       f"{key} = {rows} is filled up to {shards} rows, one a batch shard\n"
       for key, rows, shards in config_lib.filled_up(
           run.config.to_dict(), run.mesh.shape))
+  kept: str | None = jax.config.jax_compilation_cache_dir  # type: ignore
   return (
       f"{run.config.name}: {', '.join(run.config.stages)}\n"
       f"policy {policy.num_params:,} parameters, "
       f"{jax.device_count()} {jax.devices()[0].platform} device(s), "
       f"mesh {dict(run.mesh.shape)}\n{filled}workdir {run.workdir}\n"
-      f"compiled programs {jax.config.jax_compilation_cache_dir or 'unkept'}\n")
+      f"compiled programs {kept or 'unkept'}\n")
 
 
 def check_workdir(config, workdir: epath.Path) -> None:

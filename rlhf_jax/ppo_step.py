@@ -202,7 +202,8 @@ def make_score(policy: Policy, critic: Scalar, settings: PPOSettings):
     length = part.response_mask.shape[1]
     args = (part.tokens, part.mask, length)
     total = part.mask.shape[1]
-    scores = critic.apply(  # read at the last token, one of the response's
+    # read at the last token, one of the response's
+    scores: jax.Array = critic.apply(  # type: ignore[assignment]
         {"params": frozen.reward_model}, part.tokens, part.mask,
         places=(total - length, total))
     return {

@@ -77,8 +77,8 @@ def make_sharded_generate(
       sharding.shardings_for(abstract, mesh, rules)
       for rules in (axis_rules, decode_axis_rules))
   policy_here = Policy(dataclasses.replace(policy.config, dtype=decode_dtype))
-  settings = dict(response_length=response_length, temperature=temperature,
-                  eos_id=eos_id)
+  settings: dict[str, Any] = dict(
+      response_length=response_length, temperature=temperature, eos_id=eos_id)
   if refills and num_parts > 1:
     one_sample = refill.make_generate(
         policy_here, **settings, num_parts=num_parts,

@@ -23,7 +23,7 @@ MESH_AXES = ("data", "fsdp", "tensor")
 # Path of a parameter -> its logical axes. The first match decides; a rule may
 # name fewer axes than the array has, the rest are replicated. Stacked blocks
 # carry a leading "layers" axis.
-PARAM_RULES = (
+PARAM_RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"(token_|un)embedding/embedding$", ("vocab", "embed")),
     (r"position_embedding/embedding$", (None, "embed")),
     (r"attention/qkv_kernel$", ("layers", "embed", "heads", None, None)),
@@ -117,7 +117,8 @@ def mesh_sizes(
         f"of {slice_count}, and fsdp x tensor a divisor of the "
         f"{device_count // slice_count} devices of a slice."
     )
-  return tuple(sizes)
+  data, fsdp, tensor = sizes
+  return data, fsdp, tensor
 
 
 @contextlib.contextmanager

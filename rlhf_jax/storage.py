@@ -171,7 +171,8 @@ def write_arrays(
     path: epath.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
   """Writes an .npz file; to be read with allow_pickle=False."""
   content = io.BytesIO()
-  np.savez_compressed(content, **arrays)
+  np.savez_compressed(
+      content, **arrays)  # type: ignore[arg-type]  # none is `allow_pickle`
   path = epath.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_bytes(content.getvalue())

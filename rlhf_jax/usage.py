@@ -13,7 +13,7 @@ import pathlib
 import re
 import sys
 import textwrap
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import app
 from absl import flags
@@ -146,7 +146,7 @@ def flags_of(path: str) -> Iterator[Flag]:
       yield Flag(name, default, others[-1])
 
 
-def _literal(node: ast.expr) -> object:
+def _literal(node: ast.expr) -> Any:
   try:
     return ast.literal_eval(node)
   except ValueError:

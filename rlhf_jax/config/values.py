@@ -10,13 +10,14 @@ _LARGEST_REAL = 1e300
 
 def is_whole(value: Any) -> bool:
   return (isinstance(value, numbers.Integral) and not isinstance(value, bool)
-          and -_LARGEST <= value <= _LARGEST)
+          and -_LARGEST <= value <= _LARGEST)  # type: ignore[operator]
 
 
 def is_real(value: Any) -> bool:
   """A number that is neither infinite nor NaN, and no claim."""
   return (isinstance(value, numbers.Real) and not isinstance(value, bool)
-          and -_LARGEST_REAL <= value <= _LARGEST_REAL)
+          and -_LARGEST_REAL <= value  # type: ignore[operator]
+          and value <= _LARGEST_REAL)
 
 
 def is_text(value: Any) -> bool:

@@ -275,7 +275,7 @@ class Batches:
       batch_size: int,
       *,
       filled_size: int = 0,
-      rows: Sequence[int] | None = None,
+      rows: Sequence[int] | np.ndarray | None = None,
   ):
     if batch_size < 1:
       raise DataError(f"{batch_size=} must be at least 1")

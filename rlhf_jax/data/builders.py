@@ -6,7 +6,7 @@ TFDS reads the files, and writes what describes them; the rows are written here
 one by one, since TFDS would gather all of a split first.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import json
 from typing import Any
 
@@ -39,7 +39,7 @@ def _features(kind: str, first: Row | np.ndarray) -> dict[str, Any]:
   The tokens of all responses of a comparison stand in one array, with their
   lengths. Pretraining rows are windows of packed text, all of one length.
   """
-  if kind == "pretrain":
+  if isinstance(first, np.ndarray):
     return {"tokens": _tokens_feature(len(first))}
   names = records.text_fields(kind) + records.optional_fields(kind)
   features = {name: tfds.features.Text() for name in names}
@@ -61,7 +61,7 @@ def _features(kind: str, first: Row | np.ndarray) -> dict[str, Any]:
 def example(kind: str, row: Row | np.ndarray, root: str = "") -> Example:
   """A cleaned row, or a window of pretraining tokens, as it is stored; its
   file is named from `root` on."""
-  if kind == "pretrain":
+  if isinstance(row, np.ndarray):
     return {"tokens": row}
   names = records.text_fields(kind) + records.optional_fields(kind)
   stored = {name: row.record.get(name, "") for name in names}
@@ -84,7 +84,7 @@ def example(kind: str, row: Row | np.ndarray, root: str = "") -> Example:
 
 def write(
     kind: str,
-    rows: dict[str, Sequence[Row] | np.ndarray],
+    rows: Mapping[str, Sequence[Row] | np.ndarray],
     data_dir: str,
     root: str = "",
 ) -> None:
@@ -163,7 +163,7 @@ class Split(Sequence):
     tfds_files.check(directory)
     builder = tfds.builder_from_directory(directory)
     self._kind = kind
-    self._rows = ()
+    self._rows: Sequence[Any] = ()
     if split in builder.info.splits:
       source = builder.as_data_source(split)
       self._rows = source
@@ -174,7 +174,8 @@ class Split(Sequence):
   def __len__(self) -> int:
     return len(self._rows)
 
-  def __getitem__(self, index: int) -> Example:
+  def __getitem__(  # type: ignore[override]  # no slices
+      self, index: int) -> Example:
     row = self._rows[index]
     return row if self._is_decoded else _decoded(self._kind, row)
 
@@ -184,7 +185,7 @@ class Split(Sequence):
 
 def _decoded(kind: str, stored: Example) -> Example:
   """What `example` made, with the responses' tokens as a list of arrays."""
-  row = {}
+  row: Example = {}
   for name, value in stored.items():
     if isinstance(value, bytes):
       value = value.decode()

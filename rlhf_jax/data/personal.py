@@ -7,7 +7,7 @@ linear in the length of the text.
 
 import re
 
-_PATTERNS = {
+_SOURCES = {
     # ann.lee@example.org; starts only where no part of it can stand before.
     "e-mail address": r"(?<![\w.+-])[\w.+-]++@[\w-]+(?:\.[\w-]+)+",
     # 4111 1111 1111 1111, 3782-822463-10005, 4111111111111111
@@ -28,7 +28,7 @@ _PATTERNS = {
         r"|Close|Way)\b"
     ),
 }
-_PATTERNS = {k: re.compile(v) for k, v in _PATTERNS.items()}
+_PATTERNS = {k: re.compile(v) for k, v in _SOURCES.items()}
 _PART_OF_ALL = re.compile(r"[@\d]")  # Most texts have neither.
 
 

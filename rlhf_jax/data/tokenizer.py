@@ -9,13 +9,14 @@ characters it is. A file from somebody else that would have it otherwise is
 refused.
 """
 
+from collections.abc import Iterable, Sequence
 import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from typing import Any
 
 from etils import epath
 import tokenizers
@@ -129,7 +130,7 @@ class Tokenizer:
   def save(self, path: str) -> None:
     """Writes `tokenizer.json` at `path`, a file name, and beside it which of
     its tokens are the end and the start."""
-    names = {"eos_token": self.end}
+    names: dict[str, Any] = {"eos_token": self.end}
     if self.start:
       names |= {"bos_token": self.start, "add_bos_token": True}
     storage.write_text(
@@ -197,7 +198,8 @@ def _read(spec: str) -> Tokenizer:
   end_id = special_tokens.end_id(folder) if path.is_dir() else None
   if path.is_dir() and not (path / _FILE).exists() and (
       path / _PAIR[0]).exists():
-    bpe = _read_pair(*(path / name for name in _PAIR), names)
+    vocab, merges = (path / name for name in _PAIR)
+    bpe = _read_pair(vocab, merges, names)
   else:
     path = path / _FILE if path.is_dir() else path
     _require(path)

@@ -113,7 +113,7 @@ def measure(reference: Reference, answers: Answers) -> dict[str, Any]:
       "flag_agreement": share(flags),
       "responses": sum(total for _, total in flags),
       "flag_agreement_by_field": {
-          field: share(alike(marked, lambda marks, f=field: bool(marks.get(f))))
+          field: share(alike(marked, has(field)))
           for field in SENSITIVE},
       "flags_missing": sum(
           bool(ours.metadata and not theirs.metadata)
@@ -122,6 +122,11 @@ def measure(reference: Reference, answers: Answers) -> dict[str, Any]:
           "mean": sum(ratings) / len(ratings), "n": len(ratings)
       } if ratings else None,
   }
+
+
+def has(field: str) -> Callable[[Mapping[str, bool]], bool]:
+  """Whether that field is marked."""
+  return lambda marks: bool(marks.get(field))
 
 
 def is_sensitive(marks: Mapping[str, bool]) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from rlhf_jax.data.splits import unit_hash
+from rlhf_jax.evals import intervals
 
 NUM_REPLIES = 200
 _PROMPTS_PER_CATEGORY = 40
@@ -13,7 +14,7 @@ _PROMPTS_PER_CATEGORY = 40
 
 def best_replies(
     world, rows: Sequence[Mapping[str, Any]],
-    demonstrations: Sequence[Mapping[str, Any]], gold: Sequence[float],
+    demonstrations: Sequence[Mapping[str, Any]], gold: intervals.Values,
 ) -> dict[str, dict[str, float]]:
   """category -> gold score of the best of 200 constant replies beside the
   policy's own mean.

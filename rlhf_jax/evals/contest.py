@@ -80,8 +80,8 @@ class Contest:
     found = bradley_terry.estimate(
         points, whos.index((anchor, self.baseline[anchor])))
     return {
-        who: Row("elo", *map(float, of), len(points))
-        for who, *of in zip(whos, *found)}
+        who: Row("elo", float(mean), float(low), float(high), len(points))
+        for who, mean, low, high in zip(whos, *found)}
 
 
 def common_prompts(entrants: Sequence[Mapping[str, str]]) -> list[str]:

@@ -20,9 +20,9 @@ def make_kl(policy: Policy, temperature: float) -> Callable[..., Any]:
 
   def log_probs(params, sampled: Rollout):
     length = sampled.response_mask.shape[1]
-    hidden = policy.apply(
+    hidden: jax.Array = policy.apply(  # type: ignore[assignment]
         {"params": params}, sampled.tokens, sampled.mask, method="hidden")
-    logits = policy.apply(
+    logits: jax.Array = policy.apply(  # type: ignore[assignment]
         {"params": params}, hidden[:, -length - 1:-1], method="logits")
     return jax.nn.log_softmax(logits / temperature, axis=-1)
 

@@ -7,7 +7,8 @@ import numpy as np
 from rlhf_jax.evals import intervals
 
 
-def distinct(texts: Iterable[Sequence[int]], n: int = 2) -> float:
+def distinct(
+    texts: Iterable[Sequence[int] | np.ndarray], n: int = 2) -> float:
   """Different n-grams of tokens as a share of all; 0 where there are none.
 
   "distinct-n" of Li et al. 2016 (arXiv:1510.03055), by default of bigrams.
@@ -19,7 +20,8 @@ def distinct(texts: Iterable[Sequence[int]], n: int = 2) -> float:
 
 
 def distinct_interval(
-    texts: Sequence[Sequence[int]], n: int = 2) -> dict[str, float]:
+    texts: Sequence[Sequence[int] | np.ndarray],
+    n: int = 2) -> dict[str, float]:
   """`distinct` with its interval over texts: mean, low, high, n (texts).
 
   By the jackknife, which leaves out one text at a time: drawing texts with

@@ -80,9 +80,11 @@ def bleu(texts: Texts, references: References) -> Iterator[Row]:
   lengths = np.array([(of.sys_len, of.ref_len) for of in found])
 
   def of_weights(weights) -> float:
+    correct, total = (list(map(int, weights @ x)) for x in (counts, totals))
+    size, reference_size = map(int, weights @ lengths)
     return metric.compute_bleu(
-        *(list(map(int, weights @ x)) for x in (counts, totals)),
-        *map(int, weights @ lengths), smooth_method=metric.smooth_method,
+        correct, total, size, reference_size,
+        smooth_method=metric.smooth_method,
         max_ngram_order=metric.max_ngram_order).score
 
   n = len(found)

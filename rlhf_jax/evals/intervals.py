@@ -1,15 +1,16 @@
 """95 % intervals of means, shares and ratios, and of anything by resampling."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+Values = Sequence[float] | np.ndarray  # [N]
 Z = 1.959964  # the normal quantile of 97.5 %
 
 
 def ratio(
-    numerators: Sequence[float], denominators: Sequence[float]
+    numerators: Values, denominators: Values
 ) -> dict[str, float]:
   """sum(numerators) / sum(denominators) over independent clusters.
 
@@ -33,12 +34,12 @@ def ratio(
           "high": float(mean + error), "n": n}
 
 
-def mean(values: Sequence[float]) -> dict[str, float]:
+def mean(values: Values) -> dict[str, float]:
   """The mean of independent values: mean, low, high, n."""
   return ratio(values, np.ones(len(values)))
 
 
-def share(values: Sequence[float]) -> dict[str, float]:
+def share(values: Values) -> dict[str, float]:
   """The mean of independent values that are 0 or 1, or seldom between: mean,
   low, high, n.
 
@@ -77,15 +78,15 @@ def bootstrap(
   return low, high
 
 
-def shown(value: dict[str, float]) -> str:
+def shown(value: Mapping[str, Any]) -> str:
   """As tables print it: mean and half the interval's width."""
   return f"{value['mean']:.3f} ± {half_width(value):.3f}"
 
 
-def percent(value: dict[str, float]) -> str:
+def percent(value: Mapping[str, Any]) -> str:
   """The same of a share, in percent."""
   return f"{100 * value['mean']:.1f} ± {100 * half_width(value):.1f} %"
 
 
-def half_width(value: dict[str, float]) -> float:
+def half_width(value: Mapping[str, Any]) -> float:
   return (value["high"] - value["low"]) / 2

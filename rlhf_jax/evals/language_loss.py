@@ -39,7 +39,7 @@ def make_row_logprobs(model: Policy) -> Callable[..., Any]:
 
 def _logprobs(model: Policy, params, rows):
   """[B, L - 1]: of every token but the first of a row."""
-  hidden = model.apply(
+  hidden: jax.Array = model.apply(  # type: ignore[assignment]
       {"params": params}, rows["tokens"], rows["mask"], method="hidden")
   # what is at t predicts token t + 1, hence the shift
   return model.apply(

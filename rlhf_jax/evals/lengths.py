@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from rlhf_jax.evals import intervals
+from rlhf_jax.evals.intervals import Values
 from rlhf_jax.evals.ranking import Rows, Scores
 
 
-def average_ranks(values: Sequence[float]) -> np.ndarray:
+def average_ranks(values: Values) -> np.ndarray:
   """Ranks from 1, the smallest; equal values share their mean rank."""
   _, inverse, counts = np.unique(
       values, return_inverse=True, return_counts=True)
@@ -20,11 +21,11 @@ def average_ranks(values: Sequence[float]) -> np.ndarray:
   return (last - (counts - 1) / 2.0)[inverse]
 
 
-def spearman(x: Sequence[float], y: Sequence[float]) -> float | None:
+def spearman(x: Values, y: Values) -> float | None:
   """Spearman's rank correlation; None where x or y is constant."""
-  x, y = (r - r.mean() for r in map(average_ranks, (x, y)))
-  scale = np.sqrt((x**2).sum() * (y**2).sum())
-  return float((x * y).sum() / scale) if scale > 0 else None
+  a, b = (r - r.mean() for r in map(average_ranks, (x, y)))
+  scale = np.sqrt((a**2).sum() * (b**2).sum())
+  return float((a * b).sum() / scale) if scale > 0 else None
 
 
 def correlations(rows: Rows, scores: Scores) -> dict[str, Any]:

@@ -44,7 +44,7 @@ def measure(model: Model, items: Sequence[Item]) -> Iterator[Row]:
       "accuracy",
       [credit([like.mean for like in of], item.label) for item, of in whole])
   yield results.constant(
-      "chance", np.mean([1 / len(of) for _, of in whole] or [np.nan]),
+      "chance", float(np.mean([1 / len(of) for _, of in whole] or [np.nan])),
       len(whole))
   yield from fit(found)
 
@@ -112,8 +112,9 @@ def measure_truths(model: Model, items: Sequence[Truths]) -> Iterator[Row]:
     yield results.mean(
         f"mc2{suffix}", [share_of_first(of, num_true) for num_true, of in logs])
   yield results.constant(
-      "chance", np.mean([1 / (1 + len(item.untrue)) for item, _ in whole]
-                        or [np.nan]), len(whole))
+      "chance", float(np.mean(
+          [1 / (1 + len(item.untrue)) for item, _ in whole] or [np.nan])),
+      len(whole))
   yield from fit(found)
 
 

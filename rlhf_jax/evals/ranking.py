@@ -10,13 +10,14 @@ import dataclasses
 import itertools
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax import losses
 from rlhf_jax.evals import intervals
 
 Rows = Sequence[Mapping[str, Any]]
-Scores = Sequence[Sequence[float]]
+Scores = Sequence[Sequence[float] | np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,9 +60,9 @@ def pairs(rows: Rows, scores: Scores) -> Pairs:
         for i, j in itertools.permutations(range(len(ranks)), 2)
         if ranks[i] < ranks[j]
     ]
-  margin, distance, longer, prompt = np.array(found).reshape(-1, 4).T
+  margin, distance, longer, number = np.array(found).reshape(-1, 4).T
   return Pairs(margin, distance.astype(int), longer.astype(int),
-               prompt.astype(int), len(numbers))
+               number.astype(int), len(numbers))
 
 
 def share(pairs: Pairs, values: np.ndarray) -> dict[str, float]:
@@ -133,5 +134,6 @@ def loss(rows: Rows, scores: Scores, denominator: str) -> float:
     padded_scores[i, :len(row_scores)] = row_scores
     ranks[i, :len(row_scores)] = row["ranks"]
   total, counts = losses.ranking_loss(
-      padded_scores, ranks, ranks > 0, denominator=denominator)
+      jnp.asarray(padded_scores), jnp.asarray(ranks), jnp.asarray(ranks > 0),
+      denominator=denominator)
   return float(total / counts["num_prompts"])

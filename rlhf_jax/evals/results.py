@@ -62,11 +62,11 @@ def exponential(name: str, found: Mapping[str, float]) -> Row:
              | {"n": found["n"]})
 
 
-def mean(name: str, values: Sequence[float]) -> Row:
+def mean(name: str, values: intervals.Values) -> Row:
   return row(name, intervals.mean(values))
 
 
-def share(name: str, values: Sequence[float]) -> Row:
+def share(name: str, values: intervals.Values) -> Row:
   return row(name, intervals.share(values))
 
 

@@ -28,7 +28,7 @@ MAX_NEW_TOKENS = 256
 # Texts are padded to the context's length or, where that does, to a quarter,
 # a sixteenth ... of it, but not to less than this.
 _MIN_LENGTH = 64
-Tokens = Sequence[int]
+Tokens = Sequence[int] | np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,7 +219,7 @@ class Policy:
       numbers = np.flatnonzero((shorter < sizes) & (sizes <= length))
       if len(numbers):
         totals[numbers] = self._totals(
-            [pairs[n] for n in numbers], length, tick)
+            [pairs[n] for n in numbers.tolist()], length, tick)
       shorter = length
     return [Likelihood(float(total), len(text))
             for total, (_, text) in zip(totals, pairs)]

@@ -156,7 +156,7 @@ class Measurement:
             (finished.own_setting(run, "baseline", "sft"), "sft"))
         for name, run in self.runs.items()}
     self.responses: dict[Who, Responses] = {}
-    self.judge = None
+    self.judge: str | None = None
     for name, task in tasks.items():
       for run in self.runs.values():
         self._leave_out_for(finished.why_not(run, task.evaluator), name)

@@ -3,7 +3,7 @@
 The host holds one file's tensors beside the parameters, and no tensor twice.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 import dataclasses
 import itertools
 import json
@@ -230,7 +230,7 @@ def shards(sizes: Mapping[str, int], most: int) -> list[list[str]]:
   return groups
 
 
-def file_names(number: int) -> Sequence[str]:
+def file_names(number: int) -> list[str]:
   if number == 1:
     return [WEIGHTS]
   stem, dot, end = WEIGHTS.rpartition(".")

@@ -113,7 +113,7 @@ def body_layouts(prefix: str, vocab_size: int, num_positions: int,
     num_positions: positions of their table, without the rows before.
     c: our sizes.
   """
-  found = {
+  found: layouts.Layouts = {
       "token_embedding/embedding": layouts.Table(
           f"{prefix}embed_tokens.weight", vocab_size, c.d_embedding),
       "position_embedding/embedding": layouts.Table(

@@ -371,7 +371,7 @@ def unstacked(blocks, num_layers: int) -> tuple:
   leaves, treedef = jax.tree.flatten(blocks)
   cut = lambda x: jax.lax.split(x, (1,) * num_layers)
   layers = zip(*([part[0] for part in cut(leaf)] for leaf in leaves))
-  return tuple(treedef.unflatten(layer) for layer in layers)
+  return tuple(jax.tree.unflatten(treedef, layer) for layer in layers)
 
 
 def apply_each(config, layers, x, masks, caches, cache_index, places):

@@ -158,10 +158,10 @@ class _Maker:
     settings, (prompt, response) = self._config[stage], self._lengths()
     method = ppo_step.PPOSettings(**settings.method, eos_id=self._eos_id())
     policy, critic = self._policy(0.0), self._scalar()
-    txs = ppo.make_optimizers(settings, method)
+    tx, critic_tx = ppo.make_optimizers(settings, method)
     policy_params, critic_params = self._params(policy), self._params(critic)
     state = self._abstract(
-        functools.partial(ppo_step.init_state, tx=txs[0], critic_tx=txs[1],
+        functools.partial(ppo_step.init_state, tx=tx, critic_tx=critic_tx,
                           kl_coef=method.kl_coef),
         policy_params, critic_params)
     frozen = ppo_step.Frozen(
@@ -191,7 +191,7 @@ class _Maker:
     has_ptx = method.ptx_coef > 0
     ptx = self._array((ptx_rows, windows), jnp.int32) if has_ptx else None
     step = sharding.jit_step(
-        ppo_step.make_ppo_step(policy, critic, *txs, method), state)
+        ppo_step.make_ppo_step(policy, critic, tx, critic_tx, method), state)
     yield Program(
         name=f"{stage}/step", function=step,
         args=(state, frozen, sampled, ptx, self._key()),
@@ -206,7 +206,7 @@ class _Maker:
     generate = self._sampler(
         policy, settings.temperature, settings.num_rollout_parts)
     policies = [self._params(policy) for _ in settings.policies]
-    rows = rows_per_batch(self, settings)
+    rows = rows_per_batch(self, settings)  # type: ignore[arg-type]  # as a Run
     yield self._generate(
         stage, generate, policy, rows, {"parameters": policies}, 0)
 

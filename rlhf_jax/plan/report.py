@@ -148,7 +148,7 @@ def _work_table(plan: Plan) -> str:
         f"{seconds:.3g}", phase.roofline.bound,
         *((f"{plan.mfu([phase]):.0%}", f"{phase.phase.tokens / seconds:,.0f}")
           if phase.phase.tokens else ())])
-  return rows and (
+  return "" if not rows else (
       f"One run of each phase (FLOPs of all devices, bytes of one; work "
       f"{plan.how}, model FLOPs and times derived: at best)\n" + _table(
           rows, ["phase", "model FLOPs", "FLOPs", "HBM GiB", "collective GiB",
@@ -166,14 +166,14 @@ def _collectives_table(plan: Plan) -> str:
       [f"{kind} over {planning.axis_names(axes)}",
        *(sizes.get((kind, axes), 0) / GIB or None
          for sizes in found.values())] for kind, axes in keys]
-  return rows and (
+  return "" if not rows else (
       f"Collectives, GiB of arrays of one device ({plan.how})\n"
       + _table(rows, ["over", *found], ".2f"))
 
 
 def _iteration_text(plan: Plan) -> str:
   iteration = iteration_of(plan)
-  return iteration and (
+  return "" if not iteration else (
       f"A PPO iteration takes {iteration['seconds']:.3g} s at best (MFU "
       f"{iteration['mfu']:.0%}, "
       f"{iteration['response_tokens_per_second']:,.0f} sampled tokens/s);\n"
@@ -214,7 +214,7 @@ def growth_table(plans: Sequence[Plan]) -> str:
   found = []
   for plan in plans:
     for phase in plan.phases:
-      by_axis = collections.Counter()
+      by_axis: dict[str, float] = collections.defaultdict(float)
       for (_, axes), size in planning.work_of(phase).collectives.items():
         by_axis[planning.axis_names(axes)] += size / GIB
       found.append((plan, phase, by_axis))
@@ -222,7 +222,7 @@ def growth_table(plans: Sequence[Plan]) -> str:
   rows = [
       [phase.phase.name, plan.topology.text, plan.topology.num_devices,
        phase.bytes["temporaries"] / GIB,
-       *(sizes[name] or None for name in over), float(sum(sizes.values())),
+       *(sizes.get(name) or None for name in over), float(sum(sizes.values())),
        f"{phase.roofline.seconds:.3g}", f"{plan.mfu([phase]) or 0:.0%}"]
       for plan, phase, sizes in sorted(found, key=lambda f: f[1].phase.name)]
   return (

@@ -51,7 +51,8 @@ class Rates:
     self._paths: dict[tuple[int, ...], chips.Paths] = {}
 
   def roofline(self, segments: Iterable[Segment]) -> Roofline:
-    seconds, busy = collections.Counter(), collections.Counter()
+    seconds: dict[str, float] = collections.defaultdict(float)
+    busy: dict[str, float] = collections.defaultdict(float)
     for segment in segments:
       times = self.seconds_of(segment.work)
       slowest = max(times, key=times.get)
@@ -62,7 +63,8 @@ class Rates:
 
   def seconds_of(self, work: Work) -> dict[str, float]:
     """Of each resource."""
-    dims, network = collections.Counter(), 0.0
+    dims: dict[int, float] = collections.defaultdict(float)
+    network = 0.0
     for (kind, axes), size in work.collectives.items():
       inside, outside = self._collective_seconds(kind, axes, size)
       network += outside

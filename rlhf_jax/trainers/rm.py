@@ -220,7 +220,7 @@ class Measure:
     yield "score_sd", float(np.std(self._scorer(params, compared)))
 
   def report(
-      self, scores, figures: dict[str, float], epoch_ends: list[int]
+      self, scores, figures: dict[str, Any], epoch_ends: list[int]
   ) -> dict[str, Any]:
     """The stage's `figures` for done.json with the last ones of `validation`
     in full; `scores` are those after the last epoch."""

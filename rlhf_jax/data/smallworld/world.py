@@ -18,7 +18,7 @@ NAMES = tuple(
     " Kira Lars Mona Nils Olga Pia".split()
 )
 
-WORDS = {
+_TEXTS = {
     "animal": "fox dog cat bear frog duck goat horse mouse rabbit sheep cow",
     "place": "lake river forest hill farm market school garden beach bridge"
     " mill park",
@@ -33,7 +33,8 @@ WORDS = {
     "act": "lost found saw hid took washed",
     "event": "won found got lost broke dropped",
 }
-WORDS = {slot: tuple(text.split()) for slot, text in WORDS.items()}
+WORDS: dict[str, tuple[str, ...]] = {
+    slot: tuple(text.split()) for slot, text in _TEXTS.items()}
 WORDS["person"] = NAMES
 # What "is it an animal, a food, a place or an object" may ask about.
 WORDS["thing"] = sum((WORDS[s] for s in ("animal", "food", "place", "object")),
