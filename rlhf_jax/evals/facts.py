@@ -69,8 +69,10 @@ def measure(model: Model, facts: Sequence[Fact]) -> Iterator[Row]:
     if of is not None:
       credit.setdefault(number, []).append(
           multiple_choice.credit([like.mean for like in of], 0))
-  yield results.mean("accuracy", [np.mean(of) for of in credit.values()])
+  yield results.mean("accuracy", [
+      float(np.mean(of)) for of in credit.values()])
   yield results.constant(
-      "chance", np.mean([1 / len(facts[number].choices) for number in credit]
-                        or [np.nan]), len(credit))
+      "chance", float(np.mean(
+          [1 / len(facts[number].choices) for number in credit] or [np.nan])),
+      len(credit))
   yield from multiple_choice.fit(found)

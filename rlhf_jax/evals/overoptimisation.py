@@ -110,7 +110,8 @@ def fit(form: Form, d: np.ndarray, gain: np.ndarray,
       terms * roots[:, None], gain * roots, rcond=None)
   squares = weights @ (gain - terms @ found) ** 2
   about_mean = weights @ (gain - np.average(gain, weights=weights)) ** 2
-  return Fit(form, *map(float, found), r2=float(1.0 - squares / about_mean),
+  alpha, beta = map(float, found)
+  return Fit(form, alpha, beta, r2=float(1.0 - squares / about_mean),
              min_d=float(d.min()), max_d=float(d.max()))
 
 

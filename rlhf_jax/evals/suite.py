@@ -267,7 +267,7 @@ class Measurement:
       self._add(name, policy, task_name, task.measure(model.responses))
     if self._of(registry.CONTEST):
       self.responses[name, policy] = model.responses
-    if finished.is_prompted(policy):
+    if isinstance(model, prompted.PromptedPolicy):
       self.report.prefixes[name, policy] = model.prefix
 
   def _measure_reward_models(self, name: str, bench: subjects.Bench) -> None:

@@ -6,6 +6,7 @@ regressions are made up for, which a higher KL coefficient does not do.
 
 from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
+import functools
 
 from rlhf_jax.config import name_of
 from rlhf_jax.evals.suite import Result
@@ -103,12 +104,14 @@ def tables(rows: Sequence[Row]) -> list[Table]:
             else ""),
         (coefficient, *titles),
         [(f"{at:g}", *line(*who)) for at, *who in points]))
+  shares = [
+      measuring.by_seed(rows, functools.partial(recovered, figure=figure))
+      for figure in TAXED]
   found.append(Table(
       "Of what PPO loses since rl_init, the share that PPO-ptx has",
       ("figure", "share"),
-      [(figure.title, measuring.shown(list(measuring.by_seed(
-          rows, lambda of, figure=figure: recovered(of, figure)).values()), 2))
-       for figure in TAXED]))
+      [(figure.title, measuring.shown(list(share.values()), 2))
+       for figure, share in zip(TAXED, shares)]))
   return found
 
 

@@ -156,7 +156,8 @@ def measure(study: ml_collections.ConfigDict, of: Study, workdir: epath.Path,
   metrics.say(f"\n=== {study.name}, seed {seed}: measuring")
   runs = {name: pipeline.open_run(seed_folder(workdir, seed) / name)
           for name in order(study)}
-  rows = [{"seed": seed, **result.as_json()} for result in of.measure(runs)]
+  rows: list[Row] = [
+      {"seed": seed, **result.as_json()} for result in of.measure(runs)]
   rows += _seconds(runs, seed)
   path.parent.mkdir(parents=True, exist_ok=True)
   checkpoint.write_json(path, {"study": _settings(study), "rows": rows})

@@ -73,7 +73,7 @@ def values(rows: Sequence[Row], **of: Any) -> dict[int, float]:
           and row["mean"] is not None}
 
 
-def spread(rows: Sequence[Row], digits: int = 3, scale: float = 1.0,
+def spread(rows: Sequence[Row], digits: int = 3, scale: float = 1.0, /,
            **of: Any) -> str:
   """The mean over seeds and, of several, the least and the most."""
   found = [scale * of_seed for of_seed in values(rows, **of).values()]

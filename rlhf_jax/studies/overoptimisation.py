@@ -189,7 +189,8 @@ def fit_rows(fitted, n: int) -> Iterator[Row]:
   low, high = intervals.bootstrap(
       lambda weights: np.array(_coefficients(fitted(weights))), n)
   for name, *of in zip(("alpha", "beta"), _coefficients(found), low, high):
-    yield Row(name, *map(float, of), n)
+    mean, least, most = map(float, of)
+    yield Row(name, mean, least, most, n)
   yield results.constant("r2", found.r2, n)
   yield results.constant("max_d", found.max_d, n)
   yield results.constant("peak_is_inside", found.has_peak_inside, n)
@@ -207,7 +208,7 @@ def roots(kl: np.ndarray) -> np.ndarray:
   return np.sqrt(np.maximum(kl, 0.0))
 
 
-def binned(values: Sequence[float], width: int = WIDTH) -> np.ndarray:
+def binned(values: np.ndarray, width: int = WIDTH) -> np.ndarray:
   """Means of `width` values after each other, fewer at the end."""
   return np.array([np.mean(values[start:start + width])
                    for start in range(0, len(values), width)])
