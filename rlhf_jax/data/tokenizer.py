@@ -141,6 +141,10 @@ class Tokenizer:
 def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
   """Learns merges from `texts`.
 
+  >>> made = train(["a dog and a cat", "a cat and a dog"], vocab_size=265)
+  >>> made.decode(made.encode("a dog")), made.eos_id, made.pad_id
+  ('a dog', 0, 265)
+
   Args:
     texts: any text; the result depends only on these and `vocab_size`.
     vocab_size: at least 257, the bytes and the end; fewer tokens come out if

@@ -19,7 +19,7 @@ import ml_dtypes
 import numpy as np
 import safetensors
 from safetensors.numpy import save_file
-import tqdm
+from tqdm import auto as tqdm
 
 from rlhf_jax.hf import families
 from rlhf_jax.hf.fields import FolderError
