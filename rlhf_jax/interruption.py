@@ -1,7 +1,7 @@
 """SIGTERM and Ctrl-C: the run saves, and ends with a status of its own.
 
 A signal comes at any moment, and may come to one process of many; the run ends
-at the next safe point, the same one on all. Loops ask at each of them:
+at the next safe point, the same one on all. Loops ask at each of them::
 
   interruption.check("collect")         where nothing is lost
   if interruption.asked(): save, raise  where something has to be saved

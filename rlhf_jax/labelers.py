@@ -1,7 +1,7 @@
 """Labelers: who ranks the responses to a prompt.
 
 A labeler rates each response, then ranks them, ties allowed (InstructGPT,
-section 3.5 and figure 12). Three sorts share one interface, `Labeler`:
+section 3.5 and figure 12). Three sorts share one interface, `Labeler`::
 
   SmallworldLabeler  sees the gold score through a bias of its own and noise
   RewardLabeler      a reward model, for studies with a synthetic truth

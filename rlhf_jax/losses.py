@@ -156,7 +156,7 @@ def clipped_policy_loss(
     `clip_frac`, the count of tokens where the clipped branch is the larger;
     `approx_kl`, of `(logprobs - old_logprobs)^2 / 2` (the k2 estimator, as in
     the logs of Huang et al. 2024). Not a sum: `ratio_max_deviation`, the
-    largest |rho - 1|, which is 0 on the first minibatch of a rollout.
+    largest `|rho - 1|`, which is 0 on the first minibatch of a rollout.
   """
   chex.assert_equal_shape([logprobs, old_logprobs, advantages, mask])
   # Padding goes before the arithmetic: garbage must not have a gradient.

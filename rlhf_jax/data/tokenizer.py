@@ -4,7 +4,7 @@ The end of a text is `<|endoftext|>`, or what the file of an imported model has
 in its place, which models learn to write. Padding is another id, one past the
 vocabulary, so that it can be neither sampled nor confused with the end (SPEC:
 pad != EOS). Some models read a start before every prompt. Text from people
-never yields special ids: "<|endoftext|>" inside a prompt is encoded as the
+never yields special ids: `<|endoftext|>` inside a prompt is encoded as the
 characters it is. A file from somebody else that would have it otherwise is
 refused.
 """
