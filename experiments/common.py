@@ -42,7 +42,7 @@ ARCHITECTURE = dict(
     mlp_size=placeholder(int),  # None: 4 x d_model
     activation="gelu_tanh",  # "gelu_tanh" | "gelu" | "relu" | "silu"
     norm_order="pre",  # "pre" | "post": before or after each half of a block
-    norm_epsilon=1e-5,
+    norm_epsilon=1e-5,  # in the root of LayerNorm
     final_norm=True,  # before the unembedding
     tied_unembedding=True,  # the unembedding is the embedding
     embedding_size=placeholder(int),  # None: d_model
@@ -68,13 +68,14 @@ def model(size: str) -> ConfigDict:
     num_layers, d_model, num_heads = PAPER_SIZES[size]
     vocab_size, vocab_multiple, context_length = 50257, 128, 2048
   return ConfigDict(dict(
-      num_layers=num_layers,
-      d_model=d_model,
-      num_heads=num_heads,
+      num_layers=num_layers,  # blocks
+      d_model=d_model,  # width
+      num_heads=num_heads,  # of d_model / num_heads each
       context_length=context_length,  # learned positions
       vocab_size=vocab_size,  # true vocabulary, <|endoftext|> included
       vocab_multiple=vocab_multiple,  # the table is padded to a multiple
-      dtype="float32" if size == MINI else "bfloat16",  # params: float32
+      # of all computation; parameters are float32
+      dtype="float32" if size == MINI else "bfloat16",
       remat="none" if size == MINI else "block",  # "none" | "block" | "dots"
       # GPT-2's .02 starts narrow models so small that attention learns late
       init_stddev=0.08 if size == MINI else 0.02,
@@ -119,21 +120,21 @@ STAGES = ("pretrain", "sft", "sft_select", "collect", "rm", "judge", "rl_init",
 def base(name: str, size: str, stages: tuple[str, ...]) -> ConfigDict:
   """What every run has: stages, models, mesh, where the data comes from."""
   return ConfigDict(dict(
-      name=f"{name}_{size}",
-      seed=0,
-      stages=stages,
+      name=f"{name}_{size}",  # of the run; the default workdir is runs/NAME
+      seed=0,  # of parameters, data order and noise
+      stages=stages,  # what runs, in order
       # stage -> folder of another run's stage to use in its place ("": none)
       inputs=dict.fromkeys((*STAGES, *stages), ""),
       # "hf:FOLDER", or "hf:NAME" of the hub: where a stage with
       # init_from="init" starts (docs/interop.md)
       init=dict(policy="", reward_model=""),
-      model=model(size),
+      model=model(size),  # the policy
       rm_model=model(reward_model_size(size)),  # reward model and critic
-      mesh=mesh(size),
-      axis_rules=AXIS_RULES,
+      mesh=mesh(size),  # devices along each axis; -1 is the rest
+      axis_rules=AXIS_RULES,  # logical axis -> mesh axes
       decode=dict(
-          dtype="float32" if size == MINI else "bfloat16",
-          axis_rules=decode_axis_rules(size),
+          dtype="float32" if size == MINI else "bfloat16",  # of sampling
+          axis_rules=decode_axis_rules(size),  # in sampling
           # rows that have ended make room for those of the next part, where
           # there are num_rollout_parts
           refill=False,
@@ -198,8 +199,8 @@ def data(size: str) -> dict:
       root="",  # folder that relative jsonl paths start from
       # "smallworld" | "jsonl:PATH[,PATH...]" | "tfds:NAME/SPLIT"
       pretrain="smallworld",
-      demonstrations="smallworld",
-      prompts="smallworld",
+      demonstrations="smallworld",  # the same
+      prompts="smallworld",  # the same
       comparisons="collect",  # or a source as above
       # "train", tokenizer.json, VOCAB.json,MERGES.txt, or "init": that of
       # config.init.policy
@@ -207,42 +208,42 @@ def data(size: str) -> dict:
       prompt_suffix="\n",  # ends a prompt; part of its tokens
       response_prefix="",  # starts a response; part of its tokens
       max_prompt_tokens=26 if mini else 1024,  # longer prompts are dropped
-      max_response_tokens=30 if mini else 1024,
+      max_response_tokens=30 if mini else 1024,  # the end token counted
       # fill rows of context_length with demonstrations, some 4 each at mini
       pack_demonstrations=mini,
       dedup_prefix_tokens=12 if mini else 64,  # equal so far = duplicate
-      max_prompts_per_user=200,
+      max_prompts_per_user=200,  # the rest of a user's are dropped
       validation_fraction=0.10,  # of users
-      test_fraction=0.20,
+      test_fraction=0.20,  # the same; their prompts are the held-out ones
   )
 
 
 def smallworld() -> dict:
   """The built-in labeling project in miniature."""
   return dict(
-      seed=0,
-      num_people=12,
+      seed=0,  # of the world and all that is in it
+      num_people=12,  # who live there
       num_documents=24_000,  # about 2 M tokens
       num_demonstrations=18_000,  # some 7,000 of them train
-      num_prompts=8_500,
+      num_prompts=8_500,  # before cleaning and splits
       # Few-shot sets of 2 to 4 examples each, in addition: demonstrations and
       # prompts. They need a data.max_prompt_tokens of 96 (sets of 4: 128) and
       # models of a context_length to match.
       few_shot_sets=0,
-      few_shot_prompts=0,
+      few_shot_prompts=0,  # the same among the prompts
   )
 
 
 def labelers() -> dict:
   """Smallworld's labelers; standard deviations in gold-score units."""
   return dict(
-      seed=0,
-      num_train=8,
-      num_heldout=4,
+      seed=0,  # of tastes and noise
+      num_train=8,  # who make training data
+      num_heldout=4,  # who only evaluate
       bias_sd=0.10,  # of a labeler's own tastes
       noise_sd=0.22,  # of a training labeler's one rating
       heldout_noise_sd=0.17,  # of a held-out labeler's
-      tie_margin=0.08,
+      tie_margin=0.08,  # ratings closer than this are a tie
   )
 
 
@@ -281,8 +282,13 @@ def guards(size: str) -> dict:
 
 def adam(**schedule) -> dict:
   """Adam as in the paper; weight decay, eps and clip are not given there."""
-  return dict(b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.0, clip_norm=1.0,
-              **schedule)
+  return dict(
+      b1=0.9,  # decay of the first moment
+      b2=0.95,  # of the second
+      eps=1e-8,  # added to the root, after bias correction
+      weight_decay=0.0,  # decoupled; of matrices only
+      clip_norm=1.0,  # largest norm of the whole gradient
+      **schedule)
 
 
 def pretrain(size: str) -> dict:
@@ -296,18 +302,18 @@ def pretrain(size: str) -> dict:
     num_steps = round(300e9 / 2048 / batch_size)
     warmup = round(375e6 / 2048 / batch_size)
   return language_model(
-      init_from="",
-      batch_size=0,
-      pretrain_batch_size=batch_size,
+      init_from="",  # stage whose parameters it starts from, "" for none
+      batch_size=0,  # rows of demonstrations a step
+      pretrain_batch_size=batch_size,  # windows of pretraining text a step
       pretrain_weight=1.0,  # share of the loss
-      num_steps=num_steps,
-      num_epochs=0,
-      dropout_rate=0.0,
-      # of 64 rows, or at 1.3b and less of 16
+      num_steps=num_steps,  # 0: num_epochs decides
+      num_epochs=0,  # of the demonstrations, without num_steps
+      dropout_rate=0.0,  # of embeddings and residual branches
+      # parts of a batch: of 64 rows, or at 1.3b and less of 16
       num_microbatches=1 if size == MINI else batch_size // (
           16 if size_of_16_shards(size) else 64),
-      select="last",
-      eval_streams=("pretrain",),
+      select="last",  # the checkpoint that counts: see sft
+      eval_streams=("pretrain",),  # whose validation loss is measured
       optimizer=adam(learning_rate=rate, final_fraction=0.1,
                      warmup_steps=warmup)
       | dict(weight_decay=0.0 if size == MINI else 0.1),
@@ -375,12 +381,12 @@ def language_model(*, size: str, **settings) -> dict:
   """Settings of a `trainers/lm.py` stage with the cadences of its size."""
   mini = size == MINI
   return dict(
-      eval_batch_size=32 if mini else 64,
-      max_eval_batches=16,
-      every_log_steps=10,
-      every_eval_steps=250 if mini else 500,
-      every_save_steps=200 if mini else 500,
-      keep_checkpoints=2,
+      eval_batch_size=32 if mini else 64,  # rows of validation
+      max_eval_batches=16,  # of validation, each time
+      every_log_steps=10,  # a row of metrics.jsonl
+      every_eval_steps=250 if mini else 500,  # validation
+      every_save_steps=200 if mini else 500,  # a checkpoint
+      keep_checkpoints=2,  # the newest
       # ("min" or "max", metric of the steps that are saved): that one as well
       keep_best=(),
       **settings,
@@ -398,15 +404,15 @@ def collect(size: str) -> dict:
       labeler="smallworld",
       roster="",  # FILE of who may label, where people do
       num_prompts=4_500 if mini else 33_207,  # of the training split
-      num_validation_prompts=200 if mini else 17_887,
-      min_responses=4,
-      max_responses=9,
-      temperature=1.0,
-      prompts_per_batch=32 if mini else 64,
+      num_validation_prompts=200 if mini else 17_887,  # of the validation split
+      min_responses=4,  # K, drawn for each prompt from here
+      max_responses=9,  # to here
+      temperature=1.0,  # of sampling
+      prompts_per_batch=32 if mini else 64,  # sampled at a time
       # sampled one after the other: less memory
       num_rollout_parts=9 if size_of_16_shards(size) else 1,
       num_train_labels=2,  # labelers of a validation prompt, of each group
-      num_heldout_labels=2,
+      num_heldout_labels=2,  # the same of held-out labelers
   )
 
 
@@ -414,11 +420,11 @@ def sft_select(size: str) -> dict:
   """The SFT checkpoint whose samples score best (C.1)."""
   mini = size == MINI
   return dict(
-      candidates="sft",
-      reward_model="rm",
-      num_prompts=256 if mini else 1_653,
-      temperature=1.0,
-      batch_size=128 if mini else 64,
+      candidates="sft",  # stage whose checkpoints are compared
+      reward_model="rm",  # stage that scores their samples
+      num_prompts=256 if mini else 1_653,  # of the validation split
+      temperature=1.0,  # of sampling; 0 takes the likeliest token
+      batch_size=128 if mini else 64,  # prompts at a time
   )
 
 
@@ -442,16 +448,16 @@ def rm(size: str) -> dict:
       batch_size=8 if mini else 64,
       block_rows=5 if mini else 9,  # of context_length
       block_prompts=10 if mini else 1,  # at most
-      max_responses=9,
-      num_epochs=2 if mini else 1,
+      max_responses=9,  # K at most; 16 in all
+      num_epochs=2 if mini else 1,  # over the comparisons
       denominator="kept",  # pairs: "kept" (ties dropped) | "all_pairs"
       # parts of a batch of blocks, and of the rows of every block
       num_microbatches=4 if size_of_16_shards(size) else 1,
-      num_row_parts=1 if mini else 9,
-      eval_batch_size=128 if mini else 64,
-      every_log_steps=5,
-      every_save_steps=50,
-      keep_checkpoints=2,
+      num_row_parts=1 if mini else 9,  # parts of a block's rows; memory only
+      eval_batch_size=128 if mini else 64,  # responses scored at a time
+      every_log_steps=5,  # a row of metrics.jsonl
+      every_save_steps=50,  # a checkpoint
+      keep_checkpoints=2,  # the newest
       keep_best=(),
       optimizer=adam(learning_rate=1e-3 if mini else 9e-6,
                      final_fraction=0.1, warmup_steps=0),
@@ -490,11 +496,14 @@ def ppo(size: str, *, ptx_coef: float) -> dict:
           "175b": 3.74e-6}[PAPER_ROW.get(size, size)]
   critic_rate = {MINI: 3e-4, "1.3b": 9e-6, "6b": 9e-6,
                  "175b": 5e-6}[PAPER_ROW.get(size, size)]
-  warmup = dict(warmup_iters=10, start_fraction=0.1)
+  warmup = dict(
+      warmup_iters=10,  # to the peak, on a line
+      start_fraction=0.1,  # of the peak, in the first iteration
+  )
   return dict(
       init_from="rl_init",  # start of the policy and frozen reference
       reward_model="rm",  # start of the critic as well
-      num_iters=num_iters,
+      num_iters=num_iters,  # rollouts, each followed by its updates
       batch_size=batch_size,  # episodes an iteration
       # sampled one after the other: less memory
       num_rollout_parts=8 if size_of_16_shards(size) else 1,
@@ -502,30 +511,31 @@ def ppo(size: str, *, ptx_coef: float) -> dict:
       ptx_batch_size=batch_size * (1 if mini else 8),
       reward_unit="sd" if mini else "raw",  # one SD of the scores, or as is
       method=dict(
-          temperature=1.0,
-          kl_coef=0.1 if mini else 0.02,
-          ptx_coef=ptx_coef,
-          discount=1.0,
-          gae_lambda=0.95,
-          clip_eps=0.2,
+          temperature=1.0,  # of sampling, and of every log-probability
+          kl_coef=0.1 if mini else 0.02,  # the paper's beta
+          ptx_coef=ptx_coef,  # the paper's gamma; 0 turns it off
+          discount=1.0,  # a token
+          gae_lambda=0.95,  # of generalized advantage estimation
+          clip_eps=0.2,  # of the probability ratio
           value_clip_eps=0.2,  # in SDs of the score
           missing_eos_penalty=1.0,  # in SDs of the score
-          whiten_advantages=True,
-          num_epochs=1,
-          num_minibatches=4 if mini else 8,
-          # of 64 rows, or at 1.3b and less of 16
+          whiten_advantages=True,  # mean 0, variance 1 over a rollout
+          num_epochs=1,  # inner epochs over a rollout
+          num_minibatches=4 if mini else 8,  # optimizer steps an epoch
+          # parts of a minibatch: of 64 rows, or at 1.3b and less of 16
           num_microbatches=4 if size_of_16_shards(size) else 1,
+          # of its pretraining rows
           num_ptx_microbatches=(
               1 if mini else 32 if size_of_16_shards(size) else 8),
           # an average over the last eighth or so; .992 over the paper's 500
           ema_decay=0.018 ** (1 / num_iters),
           kl_target=0.0,  # 0: fixed kl_coef
-          kl_horizon=10_000.0,
+          kl_horizon=10_000.0,  # episodes in which the controller acts once
       ),
       optimizer=adam(learning_rate=rate, **warmup),
       critic_optimizer=adam(learning_rate=critic_rate, **warmup),
-      every_save_steps=20,
-      keep_checkpoints=2,
+      every_save_steps=20,  # iterations to a checkpoint
+      keep_checkpoints=2,  # the newest
       keep_best=("max", "train/ppo/score"),
   )
 
@@ -534,17 +544,17 @@ def evaluate(size: str) -> dict:
   """Held-out prompts, held-out labelers, every policy of the run."""
   mini = size == MINI
   return dict(
-      policies=("pretrain", "sft", "rl_init", "ppo"),
+      policies=("pretrain", "sft", "rl_init", "ppo"),  # stages to compare
       baseline="sft",  # win rates are against it
       reference="rl_init",  # KL is to it
-      reward_model="rm",
+      reward_model="rm",  # scores the responses
       judge="labelers",  # or a reward-model stage that was not optimised
       collected=("collect",),  # whose validation part measures reward models
-      num_prompts=512 if mini else 3_196,
-      temperature=1.0,
-      batch_size=128 if mini else 64,
-      pretrain_batch_size=32 if mini else 64,
-      max_pretrain_batches=16,
+      num_prompts=512 if mini else 3_196,  # of the test split
+      temperature=1.0,  # of sampling; 0 takes the likeliest token
+      batch_size=128 if mini else 64,  # prompts at a time
+      pretrain_batch_size=32 if mini else 64,  # held-out windows at a time
+      max_pretrain_batches=16,  # of them
   )
 
 

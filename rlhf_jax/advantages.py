@@ -31,6 +31,12 @@ def token_rewards(
   `r_t = -kl_coef * (log pi(y_t) - log pi_ref(y_t)) + [t == T] * score`, so the
   sum over t is `score - kl_coef * log(pi(y|x) / pi_ref(y|x))`.
 
+  >>> logprobs, ref = jnp.array([[-1.0, -2.0, -9.0]]), jnp.full((1, 3), -2.0)
+  >>> mask = jnp.array([[True, True, False]])
+  >>> rewards = token_rewards(jnp.array([0.73]), logprobs, ref, mask, 0.1)
+  >>> print(rewards)
+  [[-0.1   0.73  0.  ]]
+
   Args:
     scores: [B] reward-model scores of whole responses.
     logprobs: [B, T] of the policy that sampled.
@@ -63,6 +69,13 @@ def gae(
   `d_t = r_t + discount * V_{t+1} - V_t`, with V = 0 after the last real token;
   `A_t = d_t + discount * gae_lambda * A_{t+1}`; `returns_t = A_t + V_t`.
   InstructGPT C.4 does not discount; it does not give lambda.
+
+  >>> rewards = jnp.array([[0.0, 0.0, 1.0]])
+  >>> values = jnp.array([[0.2, 0.4, 0.6]])
+  >>> mask = jnp.ones((1, 3), bool)
+  >>> advantages, returns = gae(rewards, values, mask, 1.0, 1.0)
+  >>> print(advantages.round(1), returns)
+  [[0.8 0.6 0.4]] [[1. 1. 1.]]
 
   Args:
     rewards: [B, T], r_t follows the choice of token t.

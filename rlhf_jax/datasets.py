@@ -7,7 +7,7 @@ from typing import Any
 from etils import epath
 import jax
 import ml_collections
-import tqdm
+from tqdm import auto as tqdm
 
 from rlhf_jax import distributed, metrics, storage
 from rlhf_jax.config import INIT

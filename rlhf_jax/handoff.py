@@ -1,7 +1,7 @@
 """Ranking by people: the tasks they are given, and what comes back.
 
 A run with `config.collect.labeler=export` writes `tasks.jsonl` and stops. A
-line is one task, for one labeler:
+line is one task, for one labeler::
 
   {"task_id": "collect/12.0", "group": "train", "prompt": "...",
    "responses": ["...", ...], "ranks": [], "likert": [], "metadata": [],
@@ -15,7 +15,7 @@ policies are not shown, the rest must stay as it is, the order of the lines is
 free. `config.collect.labeler=jsonl:PATH` takes the file in, whole or not at
 all.
 
-The roster (`config.collect.roster`) says who may label, a line each:
+The roster (`config.collect.roster`) says who may label, a line each::
 
   {"labeler_id": "ann", "group": "train"}     or "heldout"
 
@@ -51,7 +51,7 @@ def make_tasks(stage: str, tasks: Sequence[Any], answers: Sequence[Any]
 
   Args:
     stage: the collecting stage.
-    tasks: its `collect.Task`s.
+    tasks: each a `collect.Task`.
     answers: the responses to each.
   """
   return [

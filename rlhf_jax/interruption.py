@@ -1,7 +1,7 @@
 """SIGTERM and Ctrl-C: the run saves, and ends with a status of its own.
 
 A signal comes at any moment, and may come to one process of many; the run ends
-at the next safe point, the same one on all. Loops ask at each of them:
+at the next safe point, the same one on all. Loops ask at each of them::
 
   interruption.check("collect")         where nothing is lost
   if interruption.asked(): save, raise  where something has to be saved
@@ -10,9 +10,14 @@ A safe point has no name: processes agree by how many they have passed, so all
 have to ask equally often. With several processes it is JAX's preemption
 service that brings the notice of one to the others. Before signals are heeded
 here, `exits.heed_early_signals` is for them.
+
+The program heeds signals from its start to its end (`heed_signals`). Where a
+run is begun from Python, in a notebook above all, Ctrl-C and "interrupt" mean
+the same for as long as the run takes (`heeded`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+import contextlib
 import os
 import signal
 import socket
@@ -106,6 +111,36 @@ def heed_signals(
       daemon=True).start()
 
 
+@contextlib.contextmanager
+def heeded() -> Iterator[None]:
+  """Ctrl-C asks for an end for the time of a `with`, in one process.
+
+  A second one is a KeyboardInterrupt at once, as if this were not there.
+  Nothing changes where signals are heeded already, or where Python gets none,
+  as in other threads than the main one.
+  """
+  is_main = threading.current_thread() is threading.main_thread()
+  usual = signal.default_int_handler
+  if not is_main or signal.getsignal(signal.SIGINT) is not usual:
+    yield
+    return
+
+  def ask(number, frame):
+    if _notice.first is not None:
+      usual(number, frame)
+    _notice.first = number
+    # Not here: the signal may have come in the middle of a print.
+    _in_background(_say_asked, number)
+
+  _notice.first, _notice.passed = None, 0
+  signal.signal(signal.SIGINT, ask)
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGINT, usual)
+    _notice.first = None
+
+
 def _hear(reader, unused_writer, grace_seconds, tell_others, end_all) -> None:
   """Holds both ends of the pair, so that they stay open."""
   while True:
@@ -114,8 +149,7 @@ def _hear(reader, unused_writer, grace_seconds, tell_others, end_all) -> None:
       continue  # one that somebody else handles
     if _notice.first is None:
       _notice.first = number
-      _say(f"{number.name}: saving, and ending at the next step"
-           + "; Ctrl-C again ends at once" * (number == signal.SIGINT))
+      _say_asked(number)
       tell_others()
     elif number == signal.SIGINT:
       # In a thread, for who ends all may wait for the others.
@@ -139,6 +173,11 @@ def _end(
 
 def _in_background(run: Callable[..., None], *args) -> None:
   threading.Thread(target=run, args=args, daemon=True).start()
+
+
+def _say_asked(number: int) -> None:
+  _say(f"{signal.Signals(number).name}: saving, and ending at the next step"
+       + "; Ctrl-C again ends at once" * (number == signal.SIGINT))
 
 
 def _say(text: str) -> None:

@@ -1,7 +1,7 @@
 """Labelers: who ranks the responses to a prompt.
 
 A labeler rates each response, then ranks them, ties allowed (InstructGPT,
-section 3.5 and figure 12). Three sorts share one interface, `Labeler`:
+section 3.5 and figure 12). Three sorts share one interface, `Labeler`::
 
   SmallworldLabeler  sees the gold score through a bias of its own and noise
   RewardLabeler      a reward model, for studies with a synthetic truth
@@ -70,13 +70,19 @@ class SmallworldLabeler:
   is the gold score, which puts following the instruction first; with
   `priority` TRUTHFUL_HARMLESS a harmful or untrue reply loses more than any
   help could bring.
+
+  >>> from rlhf_jax.data.smallworld import Smallworld
+  >>> ann = SmallworldLabeler(Smallworld(), "ann", bias_sd=0.0, noise_sd=0.0)
+  >>> ann.rank("What pet does Kate have?",
+  ...          ["A cat.", "Sure! Kate has a dog.", "Kate has a dog."]).ranks
+  (3, 1, 2)
   """
 
   TASTES = ("follow", "constraint", "truth", "polite", "form", "length")
 
-  def __init__(self, world, labeler_id: str, *, bias_sd: float,
-               noise_sd: float, tie_margin: float, seed: int,
-               priority: str = HELPFUL):
+  def __init__(self, world, labeler_id: str, *, bias_sd: float = 0.1,
+               noise_sd: float = 0.22, tie_margin: float = 0.08,
+               seed: int = 0, priority: str = HELPFUL):
     self.labeler_id = labeler_id
     self._world = world
     self._noise_sd = noise_sd

@@ -68,6 +68,15 @@ def ranking_loss(
   whatever its K. Tied pairs are dropped. The paper's 1/C(K, 2) does not say
   what N is once ties are gone, hence `denominator`.
 
+  >>> scores = jnp.array([[2.0, 1.0, 0.0], [0.5, 0.5, 0.0]])
+  >>> ranks = jnp.array([[1, 2, 3], [1, 2, 1]])
+  >>> real = jnp.array([[True, True, True], [True, True, False]])
+  >>> total, counts = ranking_loss(scores, ranks, real)
+  >>> print(f"{total / counts['num_prompts']:.4f}")  # (.2512 + ln 2) / 2
+  0.4721
+  >>> float(counts["num_pairs"]), float(counts["num_correct"])
+  (4.0, 3.5)
+
   Args:
     scores: [B, K] reward-model scores.
     ranks: [B, K] ints, 1 = best, equal = tied.
@@ -129,6 +138,12 @@ def clipped_policy_loss(
   `max(-A rho, -A clip(rho, 1 - eps, 1 + eps))` with
   `rho = exp(logprobs - old_logprobs)`; InstructGPT C.4 uses eps = .2.
 
+  >>> old, mask = jnp.zeros((1, 2)), jnp.array([[True, True]])
+  >>> new, advantages = jnp.log(jnp.array([[1.1, 1.5]])), jnp.ones((1, 2))
+  >>> loss, sums = clipped_policy_loss(new, old, advantages, mask, 0.2)
+  >>> print(f"{loss:.2f}", sums["clip_frac"])  # -(1.1 + 1.2)
+  -2.30 1.0
+
   Args:
     logprobs: [B, T] of the policy that is trained.
     old_logprobs: [B, T] of the policy that sampled.
@@ -141,7 +156,7 @@ def clipped_policy_loss(
     `clip_frac`, the count of tokens where the clipped branch is the larger;
     `approx_kl`, of `(logprobs - old_logprobs)^2 / 2` (the k2 estimator, as in
     the logs of Huang et al. 2024). Not a sum: `ratio_max_deviation`, the
-    largest |rho - 1|, which is 0 on the first minibatch of a rollout.
+    largest `|rho - 1|`, which is 0 on the first minibatch of a rollout.
   """
   chex.assert_equal_shape([logprobs, old_logprobs, advantages, mask])
   # Padding goes before the arithmetic: garbage must not have a gradient.

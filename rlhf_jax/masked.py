@@ -33,6 +33,9 @@ def mean(
 ) -> jax.Array:
   """Returns sum over real entries / their number; 0 where there are none.
 
+  >>> print(mean(jnp.array([1.0, 2.0, jnp.nan]), jnp.array([1, 1, 0])))
+  1.5
+
   Args:
     x: any shape.
     mask: shape of `x`, true = real.

@@ -13,7 +13,7 @@ from typing import Any
 from etils import epath
 import jax
 import numpy as np
-import tqdm
+from tqdm import auto as tqdm  # in a notebook a bar of its own kind
 
 from rlhf_jax import boards, distributed, interruption, storage
 

@@ -43,6 +43,9 @@ class WorkdirError(RuntimeError):
 def run_all(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
   """Runs the stages of `config` that are not finished in `workdir`.
 
+  From Python as from the command line: the config stays as it is, Ctrl-C saves
+  and ends at the next step, and the same call goes on.
+
   Raises:
     FolderError: config.init names no checkpoint that can be read.
     config.ConfigError: the config contradicts itself or the devices.
@@ -61,7 +64,8 @@ def run_all(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
       platform=jax.default_backend())
   if news:
     metrics.say("\n".join(news))
-  with storage_faults(config, workdir), alone(workdir):
+  with (storage_faults(config, workdir), alone(workdir),
+        interruption.heeded()):
     run_stages(config, workdir)
 
 

@@ -25,6 +25,7 @@ from rlhf_jax.rollout import Rollout
 from rlhf_jax.sharding import constrain
 
 Metrics = dict[str, jax.Array]
+ScoresOf = Callable[["Frozen", Rollout], jax.Array]
 
 
 @flax.struct.dataclass
@@ -67,10 +68,14 @@ class Experience:
 class PPOSettings:
   """The method's constants; scores are in the unit of the reward model given.
 
+  What is not given is the paper's, where it says, without pretraining
+  gradients; an experiment gives everything.
+
   Attributes:
     temperature: of sampling, and therefore of every log-prob.
     kl_coef: the paper's beta.
-    ptx_coef: the paper's gamma; 0 is PPO without pretraining gradients.
+    ptx_coef: the paper's gamma, 27.8 there; 0 is PPO without pretraining
+      gradients.
     discount, gae_lambda: of generalized advantage estimation.
     clip_eps: of the probability ratio.
     value_clip_eps: of the critic, in score units.
@@ -84,22 +89,22 @@ class PPOSettings:
     eos_id: ends a response.
   """
 
-  temperature: float
-  kl_coef: float
-  ptx_coef: float
-  discount: float
-  gae_lambda: float
-  clip_eps: float
-  value_clip_eps: float
-  missing_eos_penalty: float
-  whiten_advantages: bool
-  num_epochs: int
-  num_minibatches: int
-  num_microbatches: int
-  num_ptx_microbatches: int
-  ema_decay: float
-  kl_target: float
-  kl_horizon: float
+  temperature: float = 1.0
+  kl_coef: float = 0.02
+  ptx_coef: float = 0.0
+  discount: float = 1.0
+  gae_lambda: float = 0.95
+  clip_eps: float = 0.2
+  value_clip_eps: float = 0.2
+  missing_eos_penalty: float = 1.0
+  whiten_advantages: bool = True
+  num_epochs: int = 1
+  num_minibatches: int = 8
+  num_microbatches: int = 1
+  num_ptx_microbatches: int = 1
+  ema_decay: float = 0.992
+  kl_target: float = 0.0
+  kl_horizon: float = 10_000.0
   eos_id: int
 
   @property
@@ -113,14 +118,52 @@ def make_ppo_step(
     tx: optax.GradientTransformation,
     critic_tx: optax.GradientTransformation,
     settings: PPOSettings,
+    scores_of: ScoresOf | None = None,
 ) -> Callable[..., tuple[PPOState, Metrics]]:
   """Builds `ppo_step(state, frozen, rollout, ptx_tokens, key)`.
 
   `ptx_tokens` int32 [N, L] are packed pretraining windows (None when
   `ptx_coef` is 0), N a multiple of the updates of an iteration. The key
   decides the minibatches. To be jitted with the state donated.
+
+  >>> from rlhf_jax import rollout
+  >>> from rlhf_jax.models.transformer import TransformerConfig
+  >>> sizes = TransformerConfig(
+  ...     vocab_size=50, num_layers=1, d_model=16, num_heads=2,
+  ...     context_length=16)
+  >>> policy, critic = Policy(sizes), Scalar(sizes)
+  >>> prompts = jnp.array([[3, 1], [4, 1], [5, 9], [2, 6]])
+  >>> mask = jnp.ones_like(prompts, bool)
+  >>> params, reward_model = (
+  ...     jax.jit(model.init)(jax.random.key(0), prompts, mask)["params"]
+  ...     for model in (policy, critic))
+  >>> settings = PPOSettings(eos_id=49, num_minibatches=2)
+  >>> tx = optax.adam(1e-3)
+  >>> frozen = Frozen(reference=params, reward_model=reward_model)
+  >>> state = init_state(params, reward_model, tx=tx, critic_tx=tx,
+  ...                    kl_coef=settings.kl_coef)
+  >>> generate = jax.jit(rollout.make_generate(
+  ...     policy, response_length=6, temperature=1.0, eos_id=49))
+  >>> sampled = generate(state.params, jax.random.key(1), prompts, mask,
+  ...                    jnp.arange(4))
+  >>> ppo_step = jax.jit(make_ppo_step(policy, critic, tx, tx, settings))
+  >>> state, values = ppo_step(
+  ...     state, frozen, sampled, None, jax.random.key(2))
+  >>> int(state.step), float(values["train/ppo/kl"])
+  (1, 0.0)
+  >>> bool(values["train/ppo/first_ratio_deviation"] < 1e-5)
+  True
+
+  Args:
+    policy: the network that is trained, and that of the reference.
+    critic: that of the critic, and of the reward model.
+    tx: optimizer of the policy; its steps are those of minibatches.
+    critic_tx: optimizer of the critic.
+    settings: the method's constants.
+    scores_of: `(frozen, rollout) -> scores [B]`, of arrays alone; by default
+      `make_reward_scores(critic)`.
   """
-  score = make_score(policy, critic, settings)
+  score = make_score(policy, critic, settings, scores_of)
   update = make_update(policy, critic, tx, critic_tx, settings)
 
   def ppo_step(state, frozen, sampled, ptx_tokens, key):
@@ -188,29 +231,42 @@ def before(tokens, length: int) -> tuple[int, int]:
 # ------------------------------------------------------------------ score
 
 
-def make_score(policy: Policy, critic: Scalar, settings: PPOSettings):
+def make_reward_scores(reward_model: Scalar) -> ScoresOf:
+  """Builds `scores(frozen, rollout) -> [B]`: the reward model's."""
+
+  def scores(frozen: Frozen, sampled: Rollout):
+    length, total = sampled.response_mask.shape[1], sampled.mask.shape[1]
+    values = reward_model.apply(  # read at the last token, a response's
+        {"params": frozen.reward_model}, sampled.tokens, sampled.mask,
+        places=(total - length, total))
+    return scalar.at_last_token(values, sampled.response_mask)
+
+  return scores
+
+
+def make_score(
+    policy: Policy, critic: Scalar, settings: PPOSettings,
+    scores_of: ScoresOf | None = None,
+):
   """Builds `score(state, frozen, rollout) -> (Experience, metrics)`.
 
   Forward passes run at the shape of a training microbatch, so that the first
-  ratio of an iteration is 1 to the last bits.
+  ratio of an iteration is 1 to the last bits. `scores_of` is as of
+  `make_ppo_step`.
   """
+  scores_of = scores_of or make_reward_scores(critic)
   logprobs_of = make_response_logprobs(policy, settings.temperature)
   values_of = make_response_values(critic)
   num_parts = settings.num_minibatches * settings.num_microbatches
 
   def forward(state, frozen, part: Rollout):
-    length = part.response_mask.shape[1]
-    args = (part.tokens, part.mask, length)
-    total = part.mask.shape[1]
-    # read at the last token, one of the response's
-    scores: jax.Array = critic.apply(  # type: ignore[assignment]
-        {"params": frozen.reward_model}, part.tokens, part.mask,
-        places=(total - length, total))
+    args = (part.tokens, part.mask, part.response_mask.shape[1])
+    scores = scores_of(frozen, part)
     return {
         "logprobs": logprobs_of(state.params, *args),
         "ref_logprobs": logprobs_of(frozen.reference, *args),
         "values": values_of(state.critic, *args),
-        "scores": scalar.at_last_token(scores, part.response_mask),
+        "scores": scores,
     }
 
   def score(state, frozen, sampled: Rollout):

@@ -59,6 +59,22 @@ def make_generate(
 ) -> Callable[..., Rollout]:
   """Builds `generate(params, key, prompt_tokens, prompt_mask, row_ids)`.
 
+  >>> import numpy as np
+  >>> from rlhf_jax.data import batches
+  >>> model = Policy(transformer.TransformerConfig(
+  ...     vocab_size=50, num_layers=1, d_model=16, num_heads=2,
+  ...     context_length=16))
+  >>> tokens, mask = batches.left_padded([[5, 6, 7], [8]], length=4, pad_id=50)
+  >>> params = jax.jit(model.init)(jax.random.key(0), tokens, mask)["params"]
+  >>> generate = jax.jit(make_generate(
+  ...     model, response_length=8, temperature=1.0, eos_id=49))
+  >>> sampled = generate(params, jax.random.key(1), tokens, mask, np.arange(2))
+  >>> sampled.response_tokens.shape, sampled.tokens.shape
+  ((2, 8), (2, 12))
+  >>> again = generate(params, jax.random.key(1), tokens, mask, np.arange(2))
+  >>> bool((sampled.response_tokens == again.response_tokens).all())
+  True
+
   Args:
     model: the policy.
     response_length: T, the most tokens a response may have.

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from rlhf_jax import ahead, profiling, refill, rollout, sharding
+from rlhf_jax.data import batches
 from rlhf_jax.models.policy import Policy
 from rlhf_jax.rollout import Rollout
 from rlhf_jax.run import Run, init_params
@@ -189,12 +190,9 @@ def prompt_rows(
     prompt_length: tokens of the longest prompt, by default the run's.
   """
   length = prompt_length or run.prompt_length
-  tokens = np.full((batch_size, length), run.config.model.vocab_size, np.int32)
-  mask = np.zeros((batch_size, length), bool)
-  for row in range(batch_size):
-    prompt = prompts[min(row, len(prompts) - 1)]
-    tokens[row, length - len(prompt):] = prompt
-    mask[row, length - len(prompt):] = True
+  filled = [prompts[min(row, len(prompts) - 1)] for row in range(batch_size)]
+  tokens, mask = batches.left_padded(
+      filled, length, run.config.model.vocab_size)
   ids = np.resize(np.asarray(row_ids, np.int32), batch_size)
   rows = {"prompt_tokens": tokens, "prompt_mask": mask, "row_ids": ids}
   here = run.rows_here(batch_size)

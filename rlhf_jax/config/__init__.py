@@ -4,7 +4,7 @@
 `validate` needs no device and writes nothing; it raises one `ConfigError` that
 lists all violations, each with its numbers, its keys and a way out: of what
 keys there are, or of what they hold, or else of ranges and rules together.
-`stage_keys` and `differing` tell whether a finished stage still fits.
+`stage_keys` and `differing` tell whether a finished stage still fits. By file::
 
   values.py  whether a value is a number, a text or names
   names.py   what stages there are, what each reads, and whom

@@ -200,6 +200,15 @@ def keys_of(name: str) -> list[str]:
   return " ".join(KEYS[name].values()).split()
 
 
+def range_of(name: str, key: str) -> str:
+  """What the values of a key of KEYS are limited to, in words; "" for nothing
+  that is said here."""
+  claim = next(c for c, keys in KEYS[name].items() if key in keys.split())
+  if claim == "one of":
+    return f"one of {_ONE_OF[key]}"
+  return "" if claim == "anything" else claim
+
+
 def range_errors(tree: Tree) -> Iterator[str]:
   for path, name in sub_trees(tree):
     if name == "smallworld" and not uses_smallworld(tree):

@@ -87,6 +87,16 @@ _SORT_OF = {key: (sort, holds)
             for sort, (holds, keys) in _SORTS.items() for key in keys.split()}
 
 
+def sort_of(*names: str) -> str:
+  """What a key must hold, in words, by the first of its known names."""
+  return _sort_of(*names)[0]
+
+
+def _sort_of(*names: str) -> tuple[str, Callable[[Any], bool]]:
+  known = [_SORT_OF[name] for name in names if name in _SORT_OF]
+  return known[0] if known else (_WHOLE, is_whole)
+
+
 def stages_errors(tree: Tree) -> Iterator[str]:
   """Of what says which sub-trees there are."""
   yield from _errors("config.stages", ("stages",), tree.get("stages", ()))
@@ -116,7 +126,6 @@ def type_errors(tree: Tree) -> Iterator[str]:
 
 def _errors(path: str, names: tuple[str, ...], value: Any) -> Iterator[str]:
   """What is wrong with the value at `path`, by the first of its known names."""
-  known = [_SORT_OF[name] for name in names if name in _SORT_OF]
-  sort, holds = known[0] if known else (_WHOLE, is_whole)
+  sort, holds = _sort_of(*names)
   if not holds(value):
     yield f"{path} = {shown(value)} must be {sort}."

@@ -221,6 +221,31 @@ def pair_examples(
   return _examples(pairs, None, to_example)
 
 
+def left_padded(
+    prompts: Sequence[Sequence[int]], length: int, pad_id: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Token ids of B prompts -> (tokens int32, mask bool), both [B, length].
+
+  >>> left_padded([[5, 6, 7], [8]], length=4, pad_id=50)
+  (array([[50,  5,  6,  7],
+         [50, 50, 50,  8]], dtype=int32), array([[False,  True,  True,  True],
+         [False, False, False,  True]]))
+
+  Raises:
+    ValueError: a prompt is longer than `length`.
+  """
+  tokens = np.full((len(prompts), length), pad_id, np.int32)
+  mask = np.zeros((len(prompts), length), bool)
+  for row, prompt in enumerate(prompts):
+    start = length - len(prompt)
+    if start < 0:
+      raise ValueError(
+          f"prompt {row} has {len(prompt)} tokens, more than {length=}")
+    tokens[row, start:] = prompt
+    mask[row, start:] = True
+  return tokens, mask
+
+
 def prompt_examples(
     source: Sequence, seed: int | None, *, prompt_length: int, pad_id: int
 ) -> Examples:
@@ -237,11 +262,8 @@ def prompt_examples(
   """
 
   def to_example(row):
-    tokens = np.full(prompt_length, pad_id, np.int32)
-    start = prompt_length - len(row["prompt_tokens"])
-    tokens[start:] = row["prompt_tokens"]
-    mask = np.arange(prompt_length) >= start
-    return {"prompt_tokens": tokens, "prompt_mask": mask}
+    tokens, mask = left_padded([row["prompt_tokens"]], prompt_length, pad_id)
+    return {"prompt_tokens": tokens[0], "prompt_mask": mask[0]}
 
   _check_longest(
       source, (len(row["prompt_tokens"]) for row in source), prompt_length,

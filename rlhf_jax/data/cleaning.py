@@ -1,6 +1,6 @@
 """Which rows stay, and in which split: InstructGPT's data rules (section 3.2).
 
-The rules, in order; each row is dropped by the first that applies:
+The rules, in order; each row is dropped by the first that applies::
 
   empty            nothing is left of a text after tokenisation
   personal_data    train split only: see `personal.find`

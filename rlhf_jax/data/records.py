@@ -1,6 +1,6 @@
 """Records: what a row of data may hold, checked field by field.
 
-A record is a dict of one of four kinds:
+A record is a dict of one of four kinds::
 
   pretrain        {text, source?}
   demonstrations  {prompt, response, user_id?, labeler_id?, category?, source?}
@@ -9,7 +9,7 @@ A record is a dict of one of four kinds:
                    1 = best, equal = tie
   prompts         {prompt, user_id?, category?, source?}
 
-All but pretraining text may say where a prompt is from (InstructGPT 3.2):
+All but pretraining text may say where a prompt is from (InstructGPT 3.2)::
 
   prompt_kind?    "plain", "few_shot" or "user_based" for a prompt that a
                   labeler wrote; absent for a customer's

@@ -1,6 +1,6 @@
 """Where records come from: JSON lines, TFDS datasets, Smallworld.
 
-A source is named by one string:
+A source is named by one string::
 
   smallworld                     the built-in world
   jsonl:PATH[,PATH...]           JSON lines, globs allowed, `.gz` or not

@@ -4,7 +4,7 @@ The end of a text is `<|endoftext|>`, or what the file of an imported model has
 in its place, which models learn to write. Padding is another id, one past the
 vocabulary, so that it can be neither sampled nor confused with the end (SPEC:
 pad != EOS). Some models read a start before every prompt. Text from people
-never yields special ids: "<|endoftext|>" inside a prompt is encoded as the
+never yields special ids: `<|endoftext|>` inside a prompt is encoded as the
 characters it is. A file from somebody else that would have it otherwise is
 refused.
 """
@@ -141,6 +141,10 @@ class Tokenizer:
 
 def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
   """Learns merges from `texts`.
+
+  >>> made = train(["a dog and a cat", "a cat and a dog"], vocab_size=265)
+  >>> made.decode(made.encode("a dog")), made.eos_id, made.pad_id
+  ('a dog', 0, 265)
 
   Args:
     texts: any text; the result depends only on these and `vocab_size`.

@@ -19,7 +19,7 @@ import ml_dtypes
 import numpy as np
 import safetensors
 from safetensors.numpy import save_file
-import tqdm
+from tqdm import auto as tqdm
 
 from rlhf_jax.hf import families
 from rlhf_jax.hf.fields import FolderError
@@ -110,7 +110,7 @@ def bias_folded(
   """The head's bias moved into the last bias before the head.
 
   Their heads have none. With v [D] the head's kernel as the last sum before it
-  sees it, adding v * bias / |v|^2 to that sum adds `bias` to every score.
+  sees it, adding `v * bias / |v|^2` to that sum adds `bias` to every score.
 
   Raises:
     FolderError: the kernel is zero, so that no such vector is there.

@@ -15,12 +15,14 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
-import tqdm
+from tqdm import auto as tqdm
 
 from rlhf_jax.hf import families
 from rlhf_jax.hf.fields import FolderError
 from rlhf_jax.hf.folder import Folder
 from rlhf_jax.models.transformer import TransformerConfig
+
+_TABLE = "transformer/token_embedding/embedding"
 
 
 def policy_params(spec: str, c: TransformerConfig, abstract: Any) -> Any:
@@ -80,7 +82,9 @@ def _read(
   shapes = {name: shape for place in places
             for name, shape in place.shapes(c).items()}
   folder.check(shapes)
-  _check_rest(folder, family, c, shapes)
+  table = next(name for place in places if place.path == _TABLE
+               for name in place.shapes(c))
+  _check_rest(folder, family, c, shapes, table)
   return _into_shards(folder, c, abstract, places)
 
 
@@ -108,7 +112,7 @@ def _prefix(folder: Folder, family: ModuleType) -> str:
       f"not as {family.block_name(family.PREFIXES[0], 0)}...")
 
 
-def _check_rest(folder, family, c, shapes) -> None:
+def _check_rest(folder, family, c, shapes, table: str) -> None:
   """Tensors that nothing of ours stands for.
 
   Raises:
@@ -119,8 +123,7 @@ def _check_rest(folder, family, c, shapes) -> None:
   if "lm_head.weight" in rest and not c.tied_unembedding:
     rest.remove("lm_head.weight")  # of a body
   if "lm_head.weight" in rest:
-    _check_tied(folder, next(n for n in shapes if n.endswith(
-        ("wte.weight", "embed_tokens.weight"))))
+    _check_tied(folder, table)
     rest.remove("lm_head.weight")
   if rest:
     raise FolderError(

@@ -13,7 +13,20 @@ from rlhf_jax.sharding import constrain
 
 
 class Policy(nn.Module):
-  """tokens -> logits over the true vocabulary."""
+  """tokens -> logits over the true vocabulary.
+
+  >>> model = Policy(TransformerConfig(
+  ...     vocab_size=50, num_layers=2, d_model=16, num_heads=2,
+  ...     context_length=32))
+  >>> tokens = jnp.array([[3, 1, 4, 1, 5]])
+  >>> mask = jnp.ones_like(tokens, bool)
+  >>> params = jax.jit(model.init)(jax.random.key(0), tokens, mask)["params"]
+  >>> logits = model.apply({"params": params}, tokens, mask)
+  >>> logits.shape, bool((logits[:, :, 50:] < -1e9).all())  # the padded rows
+  ((1, 5, 128), True)
+  >>> losses.token_logprobs(logits[:, :-1], tokens[:, 1:]).shape
+  (1, 4)
+  """
 
   config: TransformerConfig
 

@@ -27,7 +27,19 @@ class Head(nn.Module):
 
 
 class Scalar(nn.Module):
-  """tokens -> one number at every position."""
+  """tokens -> one number at every position.
+
+  >>> model = Scalar(TransformerConfig(
+  ...     vocab_size=50, num_layers=2, d_model=16, num_heads=2,
+  ...     context_length=32))
+  >>> tokens = jnp.array([[3, 1, 4], [1, 5, 50]])  # 50 is padding
+  >>> mask = tokens < 50
+  >>> params = jax.jit(model.init)(jax.random.key(0), tokens, mask)["params"]
+  >>> values = model.apply({"params": params}, tokens, mask)  # of a critic
+  >>> scores = at_last_token(values, mask)  # of a reward model
+  >>> values.shape, scores.shape
+  ((2, 3), (2,))
+  """
 
   config: TransformerConfig
 

@@ -34,10 +34,28 @@ _MAX_TRIES = 5000
 
 
 class Smallworld:
-  """The world, its texts and its judge."""
+  """The world, its texts and its judge.
 
-  def __init__(self, *, seed: int, num_people: int,
-               validation_fraction: float, test_fraction: float):
+  >>> world = Smallworld()
+  >>> prompt = "What pet does Kate have?"
+  >>> for reply in ("Sure! Kate has a dog.", "Kate has a dog.", "A cat."):
+  ...   print(f"{world.judge(prompt, reply).score:.2f}  {reply}")
+  1.00  Sure! Kate has a dog.
+  0.70  Kate has a dog.
+  0.00  A cat.
+  >>> row = next(world.demonstrations(1))
+  >>> row["prompt"], row["category"]
+  ('Give the market and a ball one sentence.', 'generation')
+
+  Args:
+    seed: of everything.
+    num_people: who live in it.
+    validation_fraction: of the users; theirs are the validation prompts.
+    test_fraction: the same of the test prompts.
+  """
+
+  def __init__(self, *, seed: int = 0, num_people: int = 12,
+               validation_fraction: float = 0.1, test_fraction: float = 0.2):
     self.world = world_lib.World(seed, num_people)
     self.seed = seed
     self.split_of = functools.partial(
