@@ -71,11 +71,10 @@ setup(
         # should come without CUDA, install a CPU build of it before.
         "interop": ["lm_eval>=0.4.13", "torch>=2.13",
                     "transformers[serving]>=5.24"],
-        "docs": ["furo>=2025.9", "myst-parser>=4", "sphinx>=8"],
         # A real browser, for tests/browser: 260 MB.
         "browser": ["PySide6-WebEngine>=6.12,<7", "pypdfium2>=5"],
         # A static site of docs/.
-        "docs": ["furo>=2024.8", "myst-parser>=4", "sphinx>=8"],
+        "docs": ["furo>=2025.9", "myst-parser>=4", "sphinx>=8"],
         # To open and to run what is in notebooks/.
         "notebooks": ["ipywidgets>=8", "jupyterlab>=4", "matplotlib>=3.9",
                       "nbclient>=0.10", "nbformat>=5.10"],

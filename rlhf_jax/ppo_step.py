@@ -236,7 +236,8 @@ def make_reward_scores(reward_model: Scalar) -> ScoresOf:
 
   def scores(frozen: Frozen, sampled: Rollout):
     length, total = sampled.response_mask.shape[1], sampled.mask.shape[1]
-    values = reward_model.apply(  # read at the last token, a response's
+    # read at the last token, one of the response's
+    values: jax.Array = reward_model.apply(  # type: ignore[assignment]
         {"params": frozen.reward_model}, sampled.tokens, sampled.mask,
         places=(total - length, total))
     return scalar.at_last_token(values, sampled.response_mask)
