@@ -6,8 +6,8 @@
 The three rounds of `rounds.py`, and beside the first reward model two more on
 the first prompts of its comparisons, for three epochs: `rm@kwise`, like all
 others, and `rm@pairs`, whose pairs are shuffled as independent examples, of
-which the paper says that it over-fits (3.5). Expected at `mini`: see "Labelers
-and rounds" in README.md.
+which the paper says that it over-fits (3.5). Expected at `mini`: see
+docs/labeling.md.
 """
 
 from experiments import common

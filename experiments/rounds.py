@@ -5,7 +5,7 @@
 The first round is that of `ppo_ptx.py`. Each later one collects comparisons of
 responses by SFT and the newest PPO policy, trains a reward model on all
 comparisons so far, and optimises it from `rl_init` on. Expected at `mini`: see
-"Labelers and rounds" in README.md.
+docs/labeling.md.
 """
 
 from experiments import common
