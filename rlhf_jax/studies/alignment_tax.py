@@ -7,6 +7,7 @@ regressions are made up for, which a higher KL coefficient does not do.
 from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import functools
+import math
 
 from rlhf_jax.config import name_of
 from rlhf_jax.evals.suite import Result
@@ -80,11 +81,12 @@ def sweeps(rows: Sequence[Row]) -> dict[str, list[tuple[float, str, str]]]:
 
 def recovered(rows: Sequence[Row], figure: Figure) -> float:
   """The share of what PPO lost since rl_init that PPO-ptx has: 1 is all of it,
-  more than 1 better than before."""
+  more than 1 better than before; NaN where nothing was lost."""
   before, taxing, mended = (
       measuring.value(rows, run=run, policy=policy, **figure.of)
       for run, policy in (BEFORE, TAXING, MENDED))
-  return (mended - taxing) / (before - taxing)
+  lost = before - taxing
+  return (mended - taxing) / lost if lost else math.nan
 
 
 def tables(rows: Sequence[Row]) -> list[Table]:

@@ -39,11 +39,12 @@ def evaluate(runs: Mapping[str, Run], policies: Mapping[str, Sequence[str]],
             policies=tuple(asked)))
     for _ in measurement.measure():
       pass
-    for result in measurement.report.results:
-      if result.policy in asked:  # not the baseline that came with them
-        yield result
+    # without the baseline that came with them
+    yield from (result for result in measurement.report.results
+                if result.policy in asked)
     if said is not None:
-      said |= measurement.responses
+      said |= {who: found for who, found in measurement.responses.items()
+               if who[1] in asked}
 
 
 def own_policies(runs: Mapping[str, Run]) -> dict[str, list[str]]:

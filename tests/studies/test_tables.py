@@ -54,6 +54,13 @@ def test_the_tax_and_what_pays_it():
       "0.75 (0.75 to 0.75)",)
 
 
+def test_where_nothing_is_lost_nothing_is_recovered():
+  rows = [row | {"mean": 0.9} if row["task"] == "facts" else row
+          for row in tax_rows()]
+  shares = alignment_tax.tables(rows)[-1]
+  assert cells(shares)[alignment_tax.FACTS.title] == ("-",)
+
+
 def test_preference_is_one_half_for_the_baseline_itself():
   rows = [row(seed, who, *figure) for seed in (0, 2)
           for family in model_sizes.FAMILIES for who in family.members.values()
