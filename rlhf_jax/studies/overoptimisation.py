@@ -29,6 +29,7 @@ START = "main", "rl_init"  # whose samples best-of-n takes
 NUM_PROMPTS = 96
 NUM_SAMPLES = 256
 WIDTH = 5  # iterations whose mean is a point of figures and tables
+NEAR_FLOOR = 0.9  # of the way from the start's gold score to 0
 
 Stage = tuple[str, str]  # run, stage
 
@@ -291,7 +292,52 @@ def tables(rows: Sequence[CsvRow]) -> list[Table]:
             ("reward model", "method", "d at best gold", "gold", "proxy",
              "d at the end", "gold", "proxy", "seeds that fall"),
             [_fall_cells(line) for line in found]),
+      Table("RL while the gold score is above its floor of 0, which the form "
+            f"does not know: up to where {WIDTH} iterations have less than "
+            f"{1 - NEAR_FLOOR:.0%} of the start's",
+            ("reward model", "iterations", "alpha", "beta", "R²",
+             "R² of means", "peak d", "peak gain", "largest d"),
+            [_floor_cells(rows, line) for line in found
+             if line.method == "RL"]),
   ]
+
+
+@dataclasses.dataclass(frozen=True)
+class AboveFloor:
+  """RL's form by the iterations before the gold score is near its floor."""
+
+  number: int
+  fit: Fit
+  r2_of_means: float
+
+
+def above_floor(rows: Sequence[CsvRow], line: Line) -> list[AboveFloor]:
+  """A fit a seed, where there are enough iterations."""
+  start = {name: measuring.values(
+      rows, run=START[0], policy=START[1], task="start", name=name)
+           for name in ("gold", "gold_sd")}
+  of, found = points(rows, "rl", line.stage), []
+  for seed, gold in of["gold_gain"].items():
+    floor = -start["gold"][seed] / start["gold_sd"][seed]
+    is_near = binned(gold) < NEAR_FLOOR * floor
+    number = WIDTH * int(is_near.argmax()) if is_near.any() else len(gold)
+    d, gold = of["d"][seed][:number], gold[:number]
+    if (d > 0).sum() >= 4 * WIDTH:
+      fit = overoptimisation.fit(RL, d, gold)
+      found.append(AboveFloor(number, fit, overoptimisation.r2(
+          fit, binned(d), binned(gold))))
+  return found
+
+
+def _floor_cells(rows: Sequence[CsvRow], line: Line) -> list[str]:
+  found = above_floor(rows, line)
+  fits = [of.fit for of in found]
+  peaks = [fit.peak for fit in fits if fit.has_peak_inside]
+  return [line.label, *(measuring.shown(values, digits) for values, digits in (
+      ([of.number for of in found], 0), ([fit.alpha for fit in fits], 2),
+      ([fit.beta for fit in fits], 2), ([fit.r2 for fit in fits], 2),
+      ([of.r2_of_means for of in found], 2), ([d for d, _ in peaks], 2),
+      ([gain for _, gain in peaks], 2), ([fit.max_d for fit in fits], 2)))]
 
 
 def _of_fit(line: Line, name: str) -> dict[str, str]:
@@ -320,10 +366,10 @@ def _fall_cells(line: Line) -> list[str | float]:
 
 
 def draw(rows: Sequence[CsvRow], figure: Any) -> None:
-  """Gold (solid: the fitted form through its points) and proxy (dashed) over
-  sqrt(KL)."""
+  """Gold (solid: the fitted form through its points, RL's above its floor) and
+  proxy (dashed) over sqrt(KL)."""
   figure.set_size_inches(10, 5)
-  panels = dict(zip(METHODS, figure.subplots(1, 2, sharey=True)))
+  panels = dict(zip(METHODS, figure.subplots(1, 2)))
   colors = dict(zip((model.label for model in MODELS), charts.COLORS))
   for line in lines(rows):
     panel, color = panels[line.method], colors[line.label]
@@ -343,11 +389,19 @@ def draw(rows: Sequence[CsvRow], figure: Any) -> None:
 
 def _draw_form(panel: Any, rows: Sequence[CsvRow], line: Line, color: str
                ) -> None:
-  """Of the mean coefficients, which is the mean of the seeds' curves."""
-  found = [measuring.value(rows, **_of_fit(line, name))
-           for name in ("alpha", "beta")]
-  d = np.linspace(0, line.d.max(), 200)  # drawn nowhere where there is no fit
-  panel.plot(d, METHODS[line.method][1].terms(d) @ found, color=color)
+  """The mean of the seeds' curves, drawn nowhere where there is no fit."""
+  form, end = METHODS[line.method][1], float(line.d.max())
+  if line.method == "RL":
+    fits = [of.fit for of in above_floor(rows, line)]
+    if not fits:
+      return
+    found = np.mean([_coefficients(fit) for fit in fits], axis=0)
+    end = min(fit.max_d for fit in fits)
+  else:
+    found = np.array([measuring.value(rows, **_of_fit(line, name))
+                      for name in ("alpha", "beta")])
+  d = np.linspace(0, end, 200)
+  panel.plot(d, form.terms(d) @ found, color=color)
 
 
 def _legend(figure: Any, panel: Any, colors: Mapping[str, str]) -> None:

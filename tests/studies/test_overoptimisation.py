@@ -16,14 +16,21 @@ NUM_PROMPTS, NUM_SAMPLES, NUM_ITERS = 40, 64, 100
 START, GOLD_SD, PROXY_SD = 0.4, 0.2, 3.0
 
 
-def made_curve(rng) -> Curve:
-  """PPO whose KL grows evenly to 25, and that is past its peak then."""
-  kl = np.linspace(0, 25, NUM_ITERS)
+def made_curve(rng, last_kl: float = 25.0) -> Curve:
+  """PPO whose KL grows evenly; at 25 it is past its peak, at 200 its gold score
+  is long at 0, below which none can be."""
+  kl = np.linspace(0, last_kl, NUM_ITERS)
   gain = forms.RL.terms(np.sqrt(kl)) @ [ALPHA, BETA]
+  gold = START + GOLD_SD * (gain + rng.normal(0, 0.03, NUM_ITERS))
   return Curve(
-      steps=np.arange(1, NUM_ITERS + 1), kl=kl,
-      gold=START + GOLD_SD * (gain + rng.normal(0, 0.03, NUM_ITERS)),
+      steps=np.arange(1, NUM_ITERS + 1), kl=kl, gold=np.maximum(gold, 0.0),
       proxy=7.0 + PROXY_SD * np.sqrt(kl), episodes=128)
+
+
+def start_rows(seed) -> list[dict]:
+  return [{"seed": seed, "run": "main", "policy": "rl_init", "task": "start",
+           "name": name, "mean": value, "low": None, "high": None, "n": 1}
+          for name, value in (("gold", START), ("gold_sd", GOLD_SD))]
 
 
 def made_samples(rng) -> tuple[np.ndarray, np.ndarray]:
@@ -38,6 +45,7 @@ def _rows():
   """Of two seeds and two models, as the driver hands them on."""
   found = []
   for seed in (0, 1):
+    found += start_rows(seed)
     for model in MODELS[:2]:
       rng = np.random.default_rng(seed)
       of_ppo = overoptimisation.trained(
@@ -98,11 +106,13 @@ def test_few_iterations_give_no_fit():
 
 
 def test_tables(rows):
-  fits, falls = overoptimisation.tables(rows)
+  fits, falls, above_floor = overoptimisation.tables(rows)
   assert [row[:2] for row in fits.rows] == [
       [model.label, method] for method in ("best-of-n", "RL")
       for model in MODELS[:2]]
-  for table in (fits, falls):
+  assert [row[0] for row in above_floor.rows] == [
+      model.label for model in MODELS[:2]]
+  for table in (fits, falls, above_floor):
     assert {len(row) for row in table.rows} == {len(table.headers)}
   assert {row[-1] for row in fits.rows + falls.rows} == {"2 of 2"}
   best, last = (float(falls.rows[2][at]) for at in (3, 6))
@@ -110,8 +120,25 @@ def test_tables(rows):
 
 
 def test_one_seed_alone(rows):
-  fits, falls = overoptimisation.tables([r for r in rows if r["seed"] == 1])
+  fits, falls, _ = overoptimisation.tables([r for r in rows if r["seed"] == 1])
   assert {row[-1] for row in fits.rows + falls.rows} == {"1 of 1"}
+
+
+def test_the_form_is_found_above_the_floor():
+  run, stage = MODELS[0].ppo
+  curve = made_curve(np.random.default_rng(0), last_kl=200.0)
+  rows = start_rows(0) + [
+      {"seed": 0} | Result(run, f"{stage}{policy}", task, row).as_json()
+      for policy, task, row in overoptimisation.trained(
+          curve.gains(START, GOLD_SD, PROXY_SD))]
+  line, = overoptimisation.lines(rows)
+  found, = overoptimisation.above_floor(rows, line)
+  assert (found.fit.alpha, found.fit.beta) == pytest.approx(
+      (ALPHA, BETA), abs=0.05)
+  assert curve.gold[found.number - 1] > 0.0 == curve.gold[found.number + 10]
+  whole = figures_of(rows, stage)
+  assert abs(whole["beta"]["mean"] - BETA) > 0.05
+  assert whole["r2"]["mean"] < found.fit.r2
 
 
 def test_draw(rows):
