@@ -85,8 +85,10 @@ def tables(rows: Sequence[Row]) -> list[Table]:
   epochs = sorted({row["name"].partition("/")[2] for row in rows
                    if row["task"] == "epoch"
                    and row["policy"] in BATCHINGS.values()})
+  count = measuring.value(rows, run="folds", policy="rm@pairs",
+                          task="setting", name="comparisons")
   batching = Table(
-      "750 comparisons: accuracy, %, and loss after each epoch",
+      f"{count:,.0f} comparisons: accuracy, %, and loss after each epoch",
       ("batches", *(f"{of}, epoch {e}" for of in ("accuracy", "loss")
                     for e in epochs)),
       [(label,
@@ -103,15 +105,17 @@ def draw(rows: Sequence[Row], figure) -> None:
   figure.set_size_inches(9, 4)
   growth, epochs = figure.subplots(1, 2)
   points = by_count(rows)
+  counts = [count for count, *_ in points]
   for group, color in zip(GROUPS, charts.COLORS):
     found = [list(measuring.values(
         rows, run=run, policy=policy, task="accuracy", name=group).values())
         for _, run, policy in points]
-    counts = [count for count, *_ in points]
     charts.intervals(growth, counts, found, color=color,
                      label=group.replace("_", " "))
     growth.plot(counts, list(map(_mean, found)), "-", color=color)
   growth.set_xscale("log")
+  growth.set_xticks(counts, [f"{count:,.0f}" for count in counts])
+  growth.minorticks_off()
   growth.set_xlabel("comparisons learnt from")
   growth.set_ylabel("validation accuracy")
   growth.legend(fontsize=8)
