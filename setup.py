@@ -76,8 +76,9 @@ setup(
         # A static site of docs/.
         "docs": ["furo>=2025.9", "myst-parser>=4", "sphinx>=8"],
         # To open and to run what is in notebooks/.
-        "notebooks": ["ipywidgets>=8", "jupyterlab>=4", "matplotlib>=3.9",
-                      "nbclient>=0.10", "nbformat>=5.10"],
+        "notebooks": ["ipykernel>=6.29", "ipywidgets>=8", "jupyterlab>=4",
+                      "matplotlib>=3.9", "nbclient>=0.10", "nbconvert>=7.16",
+                      "nbformat>=5.10"],
         # A newer one finds more, and then a change that is right is refused.
         "lint": ["mypy>=2.4,<2.5", "ruff>=0.17,<0.18"],
         "test": ["gcp-storage-emulator>=2024.8", "gcsfs>=2025.1",
