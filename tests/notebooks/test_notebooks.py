@@ -33,7 +33,7 @@ SHOWN = {
     "rlhf_in_fifteen_minutes": ("PPO is preferred to SFT in", 6),
     "inside_the_fused_step": ("nats in this row", 6),
     "your_own_data_and_labelers": ("PPO's letter is liked better in", 1),
-    "from_a_checkpoint_to_a_pod": ("ppo/step", 0),
+    "from_a_checkpoint_to_a_pod": ("ppo_ptx_125m on h100:1x8", 0),
 }
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 
