@@ -21,7 +21,7 @@ SMALL = {
         _TINY, **_TINY_WORLD, test_prompts=32, redraw_seconds=0.5),
     "inside_the_fused_step": dict(_TINY, **_TINY_WORLD, num_responses=8),
     "your_own_data_and_labelers": dict(
-        _TINY, num_users=60, test_prompts=16),
+        _TINY, num_letters=480, test_prompts=16),
     "from_a_checkpoint_to_a_pod": dict(
         _TINY_WORLD, documents=200, sft_steps=4, batch_rows=8,
         tokens_a_side=48, pod=(
