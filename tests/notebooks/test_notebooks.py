@@ -21,7 +21,7 @@ SMALL = {
         _TINY, **_TINY_WORLD, test_prompts=32, redraw_seconds=0.5),
     "inside_the_fused_step": dict(_TINY, **_TINY_WORLD, num_responses=8),
     "your_own_data_and_labelers": dict(
-        _TINY, num_users=60, test_prompts=16),
+        _TINY, num_letters=480, test_prompts=16),
     "from_a_checkpoint_to_a_pod": dict(
         _TINY_WORLD, documents=200, sft_steps=4, batch_rows=8,
         tokens_a_side=48, pod=(
@@ -33,7 +33,7 @@ SHOWN = {
     "rlhf_in_fifteen_minutes": ("PPO is preferred to SFT in", 6),
     "inside_the_fused_step": ("nats in this row", 6),
     "your_own_data_and_labelers": ("PPO's letter is liked better in", 1),
-    "from_a_checkpoint_to_a_pod": ("ppo/step", 0),
+    "from_a_checkpoint_to_a_pod": ("ppo_ptx_125m on h100:1x8", 0),
 }
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 
