@@ -14,9 +14,12 @@ USUAL = signal.default_int_handler
 
 @pytest.fixture(name="free", autouse=True)
 def _free():
-  """Ctrl-C as Python has it at first, whatever the test runner made of it."""
-  before = signal.signal(signal.SIGINT, USUAL)
+  """Ctrl-C as Python has it at first, whatever the test runner made of it, or
+  a test before that began a program (`heed_signals`)."""
+  before, listener = signal.signal(signal.SIGINT, USUAL), signal.set_wakeup_fd(
+      -1)
   yield
+  signal.set_wakeup_fd(listener)
   assert signal.signal(signal.SIGINT, before) is USUAL
 
 
