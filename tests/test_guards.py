@@ -236,8 +236,9 @@ def stale_policy(make_generate, *args, **kwargs):
 def scoring_at_another_temperature():
   make_score = ppo_step.make_score
   return mock.patch.object(
-      ppo_step, "make_score", lambda policy, critic, settings: make_score(
-          policy, critic, dataclasses.replace(settings, temperature=1.1)))
+      ppo_step, "make_score", lambda policy, critic, settings, *rest: (
+          make_score(policy, critic, dataclasses.replace(
+              settings, temperature=1.1), *rest)))
 
 
 def waiting_for_another_end():
