@@ -41,6 +41,12 @@ class Run:
     return self.config.axis_rules
 
   @property
+  def rubric(self) -> Smallworld | None:
+    """The world that knows how good a response is: to its own prompts alone,
+    whatever else of it is read."""
+    return self.world if self.config.data.prompts == "smallworld" else None
+
+  @property
   def prompt_length(self) -> int:
     return self.config.data.max_prompt_tokens
 

@@ -1,6 +1,7 @@
 """A whole run: what it leaves, how it goes on, what it refuses."""
 
 import collections
+import dataclasses
 import json
 import math
 import pathlib
@@ -548,3 +549,10 @@ def test_one_device_does_the_same(base, tmp_path):
   for one, eight in zip(ours, theirs, strict=True):
     for name in set(one) - {"stage", "step", "seconds"}:
       assert one[name] == pytest.approx(eight[name], abs=1e-4), name
+
+
+def test_only_smallworlds_own_prompts_are_judged_by_it(run):
+  assert run.rubric is run.world is not None
+  config = run.config.copy_and_resolve_references()
+  config.data.prompts = "jsonl:mine.jsonl"  # the rest is still Smallworld's
+  assert dataclasses.replace(run, config=config).rubric is None

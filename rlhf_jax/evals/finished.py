@@ -109,7 +109,7 @@ def choose_judge(runs: Mapping[str, Run], asked: str,
 
 def world_of(run: Run) -> Any:
   """What two runs must have alike to have the same labelers."""
-  if run.world is None:
+  if run.rubric is None:
     return None
   settings = run.config.smallworld
   return settings.seed, settings.num_people, run.config.labelers.to_dict()
@@ -120,7 +120,7 @@ def why_not(run: Run, evaluator: Evaluator) -> str:
   if evaluator.scope == registry.REWARD_MODEL:
     if not stages(run, config_lib.REWARD_MODELS):
       return f"{run.workdir} has no finished reward model"
-  if evaluator.of_world and run.world is None:
+  if evaluator.of_world and run.rubric is None:
     return f"{run.workdir} is no run of Smallworld"
   data = evaluator.data
   if data and not (run.workdir / "data" / data / "report.json").exists():

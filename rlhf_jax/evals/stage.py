@@ -83,9 +83,9 @@ def run_stage(run: Run, stage: str) -> dict[str, Any]:
       "eval": summarise(run, settings, prompts, outcomes),
       "rm": rm_figures,
   }
-  if run.world is not None:
+  if run.rubric is not None:
     figures["eval"]["best_constant_reply"] = constant.best_replies(
-        run.world, responses.held_out_prompts(run, None),
+        run.rubric, responses.held_out_prompts(run, None),
         run.source("demonstrations", "train"),
         outcomes[settings.baseline].gold)
   write_samples(run, rows, outcomes)
@@ -118,9 +118,9 @@ def evaluate_policy(
   if settings.judge != "labelers":
     judge_scores = score(settings.judge)
   gold = None
-  if run.world is not None:
+  if run.rubric is not None:
     gold = np.array([
-        run.world.judge(row["prompt"], response.text).score
+        run.rubric.judge(row["prompt"], response.text).score
         for row, response in zip(rows, sampled)])
   losses = dict(instruments.pretrain_loss(params))
   return Outcome(
@@ -183,7 +183,7 @@ def summarise(
       "ended": by_policy(
           lambda o: float(np.mean([r.ended for r in o.responses]))),
   }
-  if run.world is not None:
+  if run.rubric is not None:
     figures |= named(
         "gold_score", by_policy(lambda o: intervals.mean(o.gold)))
   if settings.judge != "labelers":

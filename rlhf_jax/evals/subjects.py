@@ -193,7 +193,7 @@ class Policy:
         bench.reference, rows, bench.batch_size, bench.tick)
     return Responses([row["prompt"] for row in rows], *found,
                      tokenizer=bench.run.tokenizer.digest,
-                     world=bench.run.world)
+                     world=bench.run.rubric)
 
   def _context(self, ids: Tokens) -> list[int]:
     """A context as the model reads it: nothing is the beginning of a document,

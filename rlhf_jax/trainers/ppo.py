@@ -138,12 +138,12 @@ def rollout_figures(run: Run, whole: Rollout) -> dict[str, float]:
   responses = [row[real] for row, real in zip(
       whole.response_tokens, whole.response_mask)]
   found = {"train/ppo/distinct": diversity.distinct(responses)}
-  if run.world is not None:
+  if run.rubric is not None:
     prompts = (run.prompt_text(row[real]) for row, real in zip(
         whole.prompt_tokens, whole.prompt_mask))
     texts = (run.tokenizer.decode(row).strip() for row in responses)
     found["train/ppo/gold"] = float(np.mean([
-        run.world.judge(prompt, text).score
+        run.rubric.judge(prompt, text).score
         for prompt, text in zip(prompts, texts)]))
   return found
 
