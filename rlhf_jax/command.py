@@ -1,47 +1,19 @@
 """The command line that commands on an experiment share: --config and its
 overrides, and one message, no traceback, for what a person can mend."""
 
-from collections.abc import Iterator, Sequence
-import contextlib
+from collections.abc import Sequence
 import re
 import sys
 
 from absl import flags
 from ml_collections import config_flags
 
-from rlhf_jax import (
-    checkpoint, config as config_lib, distributed, exits, guards, handoff,
-    interruption, lock, metrics, pipeline, storage, usage,
-)
-from rlhf_jax.data.records import DataError
-from rlhf_jax.hf.fields import FolderError
-
-# What a person can mend: one message, no traceback.
-_USER_ERRORS = (
-    config_lib.ConfigError, DataError, FolderError, pipeline.WorkdirError,
-    checkpoint.CheckpointError, storage.StorageError, lock.LockError)
+from rlhf_jax import distributed, usage
 
 
 def config_flag() -> flags.FlagHolder:
   """Defines --config, an experiment's file."""
   return config_flags.DEFINE_config_file("config", None, usage.CONFIG_HELP)
-
-
-@contextlib.contextmanager
-def one_message() -> Iterator[None]:
-  """How a run ends, with its message and exit status: refused, as asked, by a
-  guard, or to wait for people."""
-  try:
-    yield
-  except handoff.WaitingForPeople as waiting:
-    metrics.say(f"\n{waiting}")
-  except _USER_ERRORS as error:
-    distributed.refuse(str(error))
-  except interruption.Interrupted as stop:
-    distributed.leave(
-        f"ended as asked. {stop}; the same command goes on", stop.status)
-  except guards.GuardError as error:
-    distributed.leave(f"error: {error}", exits.STOPPED)
 
 
 def parse_flags(config: flags.FlagHolder, argv: Sequence[str]) -> list[str]:

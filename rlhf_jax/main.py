@@ -44,7 +44,7 @@ from absl import logging
 from etils import epath
 
 from rlhf_jax import (
-    command, compilation, distributed, faults, interruption, pipeline,
+    command, compilation, distributed, ending, faults, interruption, pipeline,
 )
 
 _CONFIG = command.config_flag()
@@ -83,7 +83,7 @@ def main(argv):
   logging.get_absl_logger().addFilter(faults.is_news)
   workdir = epath.Path(_WORKDIR.value or f"runs/{_CONFIG.value.name}")
   compilation.enable_compilation_cache(workdir)
-  with command.one_message():
+  with ending.one_message():
     pipeline.run_all(_CONFIG.value, workdir)
 
 

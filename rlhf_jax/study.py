@@ -23,7 +23,7 @@ from absl import logging
 from etils import epath
 
 from rlhf_jax import (
-    command, compilation, config, faults, interruption, metrics, storage,
+    command, compilation, ending, faults, interruption, metrics, storage,
 )
 from rlhf_jax.studies import driver, registry, results
 
@@ -34,25 +34,11 @@ _SEEDS = flags.DEFINE_list(
     "seeds", None, "Of the study's seeds, those to run now; by default all.")
 
 
-def seeds_of(study, asked: list[str] | None) -> list[int]:
-  """The seeds to run.
-
-  Raises:
-    ConfigError: one is none of the study's.
-  """
-  for seed in asked or ():
-    if seed not in map(str, study.seeds):
-      raise config.ConfigError(
-          f"--seeds={','.join(asked)}: {seed!r} is none of "
-          f"config.seeds = {tuple(study.seeds)}.")
-  return list(study.seeds) if asked is None else [int(s) for s in asked]
-
-
 def run_study(study, workdir: epath.Path, asked: list[str] | None) -> None:
   """All of a study that is not done yet."""
   results.check_drawing()
   driver.validate(study)
-  seeds = seeds_of(study, asked)
+  seeds = driver.seeds_of(study, asked)
   of = registry.find(study.name)
   storage.check(workdir, "--workdir", is_written=True)
   for seed in seeds:
@@ -71,7 +57,7 @@ def main(argv):
   logging.get_absl_logger().addFilter(faults.is_news)
   workdir = epath.Path(_WORKDIR.value)
   interruption.heed_signals(interruption.GRACE_SECONDS)
-  with command.one_message():
+  with ending.one_message():
     compilation.enable_compilation_cache(workdir)
     run_study(_CONFIG.value, workdir, _SEEDS.value)
 

@@ -23,7 +23,8 @@ LAYERS = (
     "report",
     "pipeline recipe model_card",
     "studies",
-    "main sample evaluate screen plan replay export command study __main__",
+    "main sample evaluate screen plan replay export command ending study "
+    "__main__",
 )
 
 

@@ -4,7 +4,7 @@ Ouyang et al. 2022, Figure 1.
 
   python -m rlhf_jax.study --config=experiments/studies/model_sizes.py
 
-Pretrained, prompted, SFT, PPO and PPO-ptx at three sizes, 61 k to 940 k
+Pretrained, prompted, SFT, PPO and PPO-ptx at three sizes, 62 k to 940 k
 parameters, judged by held-out labelers against the SFT policy of the largest.
 """
 

@@ -12,7 +12,7 @@ from experiments import common, ppo as plain_ppo, ppo_ptx
 SIZE = common.MINI
 SEEDS = (0, 1, 2)
 # Smaller models: (layers, d_model, heads). With the padding id and positions
-# they have 61 k and 221 k parameters, those of `mini` 940 k.
+# they have 62 k and 223 k parameters, those of `mini` 940 k.
 MODELS = {"60k": (2, 32, 2), "220k": (3, 64, 4)}
 # Comparisons that reward models learn from; `main` has 4,500 prompts.
 COUNTS = (250, 500, 1_000, 2_000)
@@ -30,6 +30,12 @@ def taking(config: ConfigDict, run: str, *stages: str) -> ConfigDict:
   for stage in stages:
     config.inputs[stage] = f"{run}/{stage}"
   return config
+
+
+def of_main(config: ConfigDict, *stages: str) -> ConfigDict:
+  """`config`, with these stages of `main` and their settings."""
+  config.update({stage: main()[stage] for stage in stages})
+  return taking(config, "main", *stages)
 
 
 def resized(config: ConfigDict, model: str, size: str) -> None:
@@ -74,21 +80,19 @@ def tax() -> ConfigDict:
       "ppo@kl3": ppo(kl_coef=3.0),
   }
   config = common.base("tax", SIZE, stages=("sft", "rl_init", "rm", *ours))
-  for stage in ("sft", "rl_init", "rm"):
-    config[stage] = main()[stage]
   config.update(ours)
-  return taking(config, "main", "sft", "rl_init", "rm")
+  return of_main(config, "sft", "rl_init", "rm")
 
 
 def small(model: str) -> ConfigDict:
   """The policies of a smaller model, with `main`'s reward model."""
   config = common.base(f"small_{model}", SIZE, stages=(
       "pretrain", "sft", "rm", "rl_init", "ppo", "ppo@ptx0"))
-  for stage in ("pretrain", "sft", "rm", "rl_init", "ppo"):
+  for stage in ("pretrain", "sft", "rl_init", "ppo"):
     config[stage] = main()[stage]
   config["ppo@ptx0"] = ppo()
   resized(config, "model", model)
-  return taking(config, "main", "rm")
+  return of_main(config, "rm")
 
 
 def counts() -> ConfigDict:
@@ -97,10 +101,8 @@ def counts() -> ConfigDict:
           for count in COUNTS}
   config = common.base("counts", SIZE, stages=(
       "sft", "collect", "rm", *ours))
-  for stage in ("sft", "collect", "rm"):
-    config[stage] = main()[stage]
   config.update(ours)
-  return taking(config, "main", "sft", "collect", "rm")
+  return of_main(config, "sft", "collect", "rm")
 
 
 def gao() -> ConfigDict:
@@ -109,13 +111,11 @@ def gao() -> ConfigDict:
   config = common.base("gao", SIZE, stages=(
       "rl_init", "rm", *models.values(),
       *(f"ppo@{name}" for name in (*models, "n4500"))))
-  config.rl_init = main().rl_init
-  config.rm = main().rm
+  of_main(config, "rl_init", "rm")
   for name, reward_model in (models | {"n4500": "rm"}).items():
     config[reward_model] = counts().get(reward_model, config.rm)
     config[f"ppo@{name}"] = _unpenalised(reward_model)
   config.guards.actions.large_kl = "warn"
-  taking(config, "main", "rl_init", "rm")
   return taking(config, "counts", *models.values())
 
 
@@ -123,13 +123,11 @@ def gao_small(model: str) -> ConfigDict:
   """The same for a smaller reward model of all comparisons."""
   config = common.base(f"gao_{model}", SIZE, stages=(
       "rl_init", "collect", "rm", "ppo"))
-  config.rl_init = main().rl_init
-  config.collect = main().collect
+  of_main(config, "rl_init", "collect")
   config.rm = common.rm(SIZE) | dict(init_from="rm_sft")
   config.ppo = _unpenalised("rm")
   config.guards.actions.large_kl = "warn"
   resized(config, "rm_model", model)
-  taking(config, "main", "rl_init", "collect")
   config.inputs.rm_sft = f"small_{model}/sft"
   return config
 
@@ -140,15 +138,13 @@ def _unpenalised(reward_model: str) -> dict:
 
 
 def folds(number: int = 5, max_prompts: int = 1_000) -> ConfigDict:
-  """Reward models that leave out a group of labelers each (E.2), and on as
-  many prompts K-wise batches against shuffled pairs (3.5)."""
+  """Reward models that leave out a group of labelers each (E.2), and K-wise
+  batches against shuffled pairs (3.5); on few prompts, for there are many."""
   ours = {f"rm@fold{n}": common.rm(SIZE) | dict(
       max_prompts=max_prompts, fold=(n, number)) for n in range(number)}
   epochs = dict(num_epochs=2, max_prompts=750)
   ours["rm@kwise"] = common.rm(SIZE) | epochs
   ours["rm@pairs"] = common.rm_pairs(SIZE) | epochs
   config = common.base("folds", SIZE, stages=("sft", "collect", *ours))
-  for stage in ("sft", "collect"):
-    config[stage] = main()[stage]
   config.update(ours)
-  return taking(config, "main", "sft", "collect")
+  return of_main(config, "sft", "collect")

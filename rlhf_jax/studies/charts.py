@@ -49,3 +49,10 @@ def intervals(panel: Any, places: Sequence[float], found: Sequence[Sequence[
       [[mean - min(of) for mean, of in zip(means, found)],
        [max(of) - mean for mean, of in zip(means, found)]],
       fmt="o", color=color, capsize=3, label=label)
+
+
+def line(panel: Any, places: Sequence[float], found: Sequence[Sequence[float]],
+         *, color: str, label: str) -> None:
+  """`intervals`, and a line through the means."""
+  intervals(panel, places, found, color=color, label=label)
+  panel.plot(places, [sum(of) / len(of) for of in found], "-", color=color)

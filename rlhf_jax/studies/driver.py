@@ -48,6 +48,21 @@ def validate(study: ml_collections.ConfigDict) -> None:
       raise ConfigError(f"config.runs.{name}:\n{error}") from None
 
 
+def seeds_of(study: ml_collections.ConfigDict, asked: list[str] | None
+             ) -> list[int]:
+  """The seeds to run.
+
+  Raises:
+    ConfigError: one is none of the study's.
+  """
+  for seed in asked or ():
+    if seed not in map(str, study.seeds):
+      raise ConfigError(
+          f"--seeds={','.join(asked)}: {seed!r} is none of "
+          f"config.seeds = {tuple(study.seeds)}.")
+  return list(study.seeds) if asked is None else [int(s) for s in asked]
+
+
 def order(study: ml_collections.ConfigDict) -> list[str]:
   """The runs, each after those that it takes stages of.
 

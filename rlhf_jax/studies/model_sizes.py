@@ -67,8 +67,7 @@ def draw(rows: Sequence[Row], figure) -> None:
   for kind, color in zip(policies.KINDS, charts.COLORS):
     found = [list(preference(rows, family.members[kind]).values())
              for family in FAMILIES]
-    charts.intervals(panel, sizes, found, color=color, label=kind)
-    panel.plot(sizes, [sum(of) / len(of) for of in found], "-", color=color)
+    charts.line(panel, sizes, found, color=color, label=kind)
   panel.axhline(0.5, color=charts.GREY, linestyle=":", linewidth=1)
   panel.set_xscale("log")
   panel.set_xlabel("parameters")

@@ -110,9 +110,8 @@ def draw(rows: Sequence[Row], figure) -> None:
     found = [list(measuring.values(
         rows, run=run, policy=policy, task="accuracy", name=group).values())
         for _, run, policy in points]
-    charts.intervals(growth, counts, found, color=color,
-                     label=group.replace("_", " "))
-    growth.plot(counts, list(map(_mean, found)), "-", color=color)
+    charts.line(growth, counts, found, color=color,
+                label=group.replace("_", " "))
   growth.set_xscale("log")
   growth.set_xticks(counts, [f"{count:,.0f}" for count in counts])
   growth.minorticks_off()
@@ -126,8 +125,7 @@ def draw(rows: Sequence[Row], figure) -> None:
         rows, policy=stage, task="epoch", name=name).values())
         for name in names]
     places = range(1, len(names) + 1)
-    charts.intervals(epochs, places, found, color=color, label=label)
-    epochs.plot(places, list(map(_mean, found)), "-", color=color)
+    charts.line(epochs, places, found, color=color, label=label)
   epochs.set_xticks(places)
   epochs.set_xlabel("epoch")
   epochs.set_ylabel("validation loss")

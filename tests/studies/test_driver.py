@@ -14,7 +14,7 @@ import pytest
 from experiments import ppo
 from experiments.studies import runs as study_runs
 from rlhf_jax import config as config_lib
-from rlhf_jax import datasets, pipeline, study as command
+from rlhf_jax import datasets, pipeline
 from rlhf_jax.evals import results
 from rlhf_jax.evals.suite import Result
 from rlhf_jax.studies import driver, measuring, policies, registry
@@ -195,10 +195,10 @@ def test_runs_of_the_same_name_are_the_same_in_all_studies():
 
 def test_seeds():
   study = ml_collections.ConfigDict(dict(seeds=(0, 1, 2)))
-  assert command.seeds_of(study, None) == [0, 1, 2]
-  assert command.seeds_of(study, ["2", "0"]) == [2, 0]
+  assert driver.seeds_of(study, None) == [0, 1, 2]
+  assert driver.seeds_of(study, ["2", "0"]) == [2, 0]
   with pytest.raises(config_lib.ConfigError, match="'3' is none of"):
-    command.seeds_of(study, ["1", "3"])
+    driver.seeds_of(study, ["1", "3"])
 
 
 def test_results_are_files(tmp_path):
