@@ -173,12 +173,13 @@ def config_of(workdir: epath.Path) -> ml_collections.ConfigDict:
   return config
 
 
-def open_run(workdir: epath.Path) -> Run:
+def open_run(workdir: epath.PathLike) -> Run:
   """The run of a workdir, to be read, on the devices of this process.
 
   Raises:
     CheckpointError: there is no run.
   """
+  workdir = epath.Path(workdir)
   config = config_of(workdir)
   config.mesh = dict(data=jax.device_count(), fsdp=1, tensor=1)
   return make_run(config, workdir)

@@ -1,4 +1,5 @@
-"""A folder that all processes of one session of tests share.
+"""A folder that all processes of one session of tests share; and modules that
+are in no package.
 
 Workers of pytest-xdist, and processes that tests start, find it by an
 environment variable; who makes it removes it in the end.
@@ -8,9 +9,11 @@ import atexit
 import contextlib
 import fcntl
 import functools
+import importlib.util
 import os
 import pathlib
 import tempfile
+import types
 
 _NAME = "RLHF_JAX_TESTS"
 
@@ -35,3 +38,11 @@ def lock(name: str):
   with open(folder() / f"{name}.lock", "w", encoding="utf-8") as file:
     fcntl.flock(file, fcntl.LOCK_EX)
     yield
+
+
+def module_at(path: pathlib.Path) -> types.ModuleType:
+  """A script that is in no package, as a module."""
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module

@@ -1,7 +1,7 @@
 """What the documentation names is there, and what it shows runs."""
 
 import functools
-import importlib.util
+import importlib
 import json
 import pathlib
 import re
@@ -20,7 +20,7 @@ from experiments import ppo_ptx
 from rlhf_jax import command, handoff
 from rlhf_jax.data.smallworld import Smallworld
 from rlhf_jax.hf import families, importing
-from tests import tiny
+from tests import shared, tiny
 from tests.hf import folders
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -153,10 +153,7 @@ def test_commands_set_what_an_experiment_has(words, monkeypatch):
 
 
 def test_the_configuration_page_is_up_to_date():
-  spec = importlib.util.spec_from_file_location(
-      "make_configuration", DOCS / "make_configuration.py")
-  maker = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(maker)
+  maker = shared.module_at(DOCS / "make_configuration.py")
   assert (DOCS / "configuration.md").read_text() == maker.page(), (
       "write it anew: python docs/make_configuration.py")
 

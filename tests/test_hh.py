@@ -1,7 +1,5 @@
 """`experiments/hh.py` on dialogues written here: all stages on given data."""
 
-import gzip
-import itertools
 import json
 import math
 
@@ -9,53 +7,12 @@ import pytest
 
 from experiments import hh
 from rlhf_jax.data import splits
-from tests import tiny_run
-
-THINGS = ("bread", "soup", "tea", "rain", "snow", "grass", "a cat", "a dog",
-          "a boat", "a drum", "the sun", "the moon", "wool", "salt", "ice")
-QUESTIONS = ("What is {}?", "Do you like {}?", "Where is {}?", "Why {}?")
-REPLIES = ("It is good to ask about {}.", "I can say a lot of {}.")
-SOURCES = ("hh_harmless_base", "hh_helpful_base")
-
-
-def _dialogue(question: str) -> str:
-  return f"\n\nHuman: {question}\n\nAssistant:"
-
-
-def _comparisons():
-  """(source, row): the reply that speaks of the matter is preferred."""
-  asked = itertools.product(QUESTIONS, THINGS)
-  for number, (question, thing) in enumerate(asked):
-    replies = [REPLIES[number % 2].format(thing), "No."]
-    ranks = [1, 2]
-    if number % 3 == 0:
-      replies, ranks = replies[::-1], ranks[::-1]
-    source = SOURCES[number % 2]
-    yield source, {"prompt": _dialogue(question.format(thing)),
-                   "responses": replies, "ranks": ranks, "source": source}
-
-
-def _write(path, rows) -> None:
-  path.parent.mkdir(parents=True, exist_ok=True)
-  with gzip.open(path, "wt") as f:
-    f.writelines(json.dumps(row) + "\n" for row in rows)
-
+from tests import dialogues, tiny_run
 
 @pytest.fixture(name="finished", scope="module")
 def _finished(tmp_path_factory):
   """(folder, rows of samples.jsonl, summary) of a run on a made-up DATA."""
-  root = tmp_path_factory.mktemp("hh")
-  _write(root / "pretrain" / "text.jsonl.gz", (
-      {"text": " ".join(q.format(t) + " " + r.format(t)
-                        for q in QUESTIONS for r in REPLIES) * 3}
-      for t in THINGS))
-  for name in ("oasst_sample", "dolly_small", "self_instruct_seed"):
-    _write(root / "demonstrations" / f"{name}.jsonl.gz", (
-        {"prompt": _dialogue(f"Tell me of {thing} ({name})."),
-         "response": REPLIES[0].format(thing)} for thing in THINGS))
-  for source in SOURCES:
-    _write(root / "comparisons" / f"{source}.jsonl.gz", (
-        row for name, row in _comparisons() if name == source))
+  root = dialogues.write(tmp_path_factory.mktemp("hh"))
   config = hh.get_config("mini")
   tiny_run.shrink(config)
   for model in (config.model, config.rm_model):
@@ -72,18 +29,18 @@ def test_accuracy_is_given_by_source_beside_the_longer_reply(finished):
   _, _, summary = finished
   for name in ("accuracy_intervals", "longer_wins_intervals"):
     found = summary["rm"][name]
-    assert set(found) == {"all", *SOURCES}
+    assert set(found) == {"all", *dialogues.SOURCES}
     for interval in found.values():
       assert interval["low"] <= interval["mean"] <= interval["high"]
     assert found["all"]["pairs"] == sum(
-        found[source]["pairs"] for source in SOURCES) > 0
+        found[source]["pairs"] for source in dialogues.SOURCES) > 0
   # here the longer reply always is the preferred one
   assert summary["rm"]["longer_wins"]["all"] == 1.0
 
 
 def test_the_judge_is_the_other_half_of_the_comparisons(finished):
   workdir, _, summary = finished
-  prompts = {row["prompt"] for _, row in _comparisons()}
+  prompts = {row["prompt"] for _, row in dialogues.comparisons()}
   halves = {splits.half_of(prompt) for prompt in prompts}
   assert halves == {0, 1}
   done = [json.loads((workdir / name / "done.json").read_text())["figures"]
@@ -103,7 +60,7 @@ def test_losses_kl_and_samples_of_every_policy(finished):
   assert all(map(math.isfinite, summary["eval"]["pretrain_loss"].values()))
   assert summary["eval"]["kl_to_sft"] >= 0.0
   assert "gold_score" not in summary["eval"]  # nobody knows the truth here
-  trained = {row["prompt"] for _, row in _comparisons()
+  trained = {row["prompt"] for _, row in dialogues.comparisons()
              if splits.split_of(row["prompt"], validation_fraction=0.25,
                                 test_fraction=0.10) != "test"}
   assert samples

@@ -22,6 +22,7 @@ from experiments import common
 from experiments import ppo_ptx
 from rlhf_jax import metrics
 from rlhf_jax import pipeline
+from rlhf_jax.config.names import kind_of
 from tests import shared
 
 
@@ -101,31 +102,45 @@ def shrink(config: ml_collections.ConfigDict) -> None:
   config.data.update(max_prompt_tokens=28, max_response_tokens=36)
   config.smallworld.update(
       num_documents=200, num_demonstrations=240, num_prompts=240)
-  for stage in (config[name] for name in ("pretrain", "sft", "rl_init")
-                if name in config):
-    stage.update(num_steps=16, num_epochs=0, every_log_steps=4,
-                 every_eval_steps=8, every_save_steps=8, max_eval_batches=1,
-                 eval_batch_size=16)
-    stage.optimizer.learning_rate = 1e-2  # enough to learn to end
-    for key in ("batch_size", "pretrain_batch_size"):
-      if stage[key]:
-        stage[key] = 16
-  for name in ("rm", "judge"):
-    if name in config.stages:
-      config[name].update(
-          num_epochs=2, batch_size=8, eval_batch_size=64, every_log_steps=1,
-          max_responses=min(5, config[name].max_responses),
-          every_save_steps=2)
-  if "collect" in config.stages:
-    config.collect.update(
-        num_prompts=32, num_validation_prompts=8, prompts_per_batch=8,
-        min_responses=4, max_responses=5)
-  config.ppo.update(num_iters=3, batch_size=16, ptx_batch_size=16,
-                    every_save_steps=1)
-  config.ppo.method.num_minibatches = 2
-  config.evaluate.update(
-      num_prompts=32, batch_size=32, pretrain_batch_size=16,
-      max_pretrain_batches=1)
+  for stage in config.stages:
+    _SHRINK[kind_of(stage)](config[stage])
+
+
+def _shrink_lm(stage) -> None:
+  stage.update(num_steps=16, num_epochs=0, every_log_steps=4,
+               every_eval_steps=8, every_save_steps=8, max_eval_batches=1,
+               eval_batch_size=16)
+  stage.optimizer.learning_rate = 1e-2  # enough to learn to end
+  for key in ("batch_size", "pretrain_batch_size"):
+    if stage[key]:
+      stage[key] = 16
+
+
+def _shrink_rm(stage) -> None:
+  stage.update(num_epochs=2, batch_size=8, eval_batch_size=64,
+               every_log_steps=1, max_responses=min(5, stage.max_responses),
+               every_save_steps=2)
+
+
+def _shrink_collect(stage) -> None:
+  stage.update(num_prompts=32, num_validation_prompts=8, prompts_per_batch=8,
+               min_responses=4, max_responses=5)
+
+
+def _shrink_ppo(stage) -> None:
+  stage.update(num_iters=3, batch_size=16, ptx_batch_size=16,
+               every_save_steps=1)
+  stage.method.num_minibatches = 2
+
+
+def _shrink_evaluate(stage) -> None:
+  stage.update(num_prompts=32, batch_size=32, pretrain_batch_size=16,
+               max_pretrain_batches=1)
+
+
+_SHRINK = {"lm": _shrink_lm, "rm": _shrink_rm, "collect": _shrink_collect,
+           "ppo": _shrink_ppo, "evaluate": _shrink_evaluate,
+           "select": lambda stage: None}
 
 
 def interrupt_at(stage: str, step: int):
