@@ -11,6 +11,7 @@ import difflib
 import functools
 import pathlib
 import re
+import signal
 import sys
 import textwrap
 from typing import Any, NoReturn
@@ -56,14 +57,19 @@ def answer(doc: str, path: str) -> None:
   args = sys.argv[1:]
   args = args[:args.index("--")] if "--" in args else args
   if _VERSION & set(args):
-    print(f"rlhf_jax {rlhf_jax.__version__}")
-    sys.exit(0)
+    _say_and_end(f"rlhf_jax {rlhf_jax.__version__}")
   if _HELP & set(args):
-    print(help_of(doc, path))
-    sys.exit(0)
+    _say_and_end(help_of(doc, path))
   if takes_experiment(path) and not any(map(_OF_SEVERAL.match, args)):
     if message := wrong_experiment(args, _folder_of(path)):
       refuse(message)
+
+
+def _say_and_end(text: str) -> NoReturn:
+  # who reads may stop before the end, as head does
+  signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+  print(text, flush=True)
+  sys.exit(0)
 
 
 def run(

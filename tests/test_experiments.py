@@ -37,7 +37,8 @@ def _transformer(config, **changes):
 
 class ValidityTest(parameterized.TestCase):
 
-  @parameterized.product(name=EXPERIMENTS, device_count=(1, 8))
+  @parameterized.product(
+      name=(*EXPERIMENTS, "first_look"), device_count=(1, 8))
   def test_mini(self, name, device_count):
     experiment = importlib.import_module(f"experiments.{name}")
     config_lib.validate(experiment.get_config(), device_count)

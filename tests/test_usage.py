@@ -121,6 +121,17 @@ def test_a_wrong_call(line, message, calls):
   assert re.fullmatch(f"error: {message}; see --help", calls[line]["printed"])
 
 
+def test_a_reader_that_has_seen_enough_is_no_error():
+  """As `| head`, whose end of the pipe is closed before all is written."""
+  reader, writer = os.pipe()
+  os.close(reader)
+  done = subprocess.run(
+      [sys.executable, "-c", RUN, "rlhf_jax.main", "--help"], stdout=writer,
+      stderr=subprocess.PIPE, text=True, check=False, cwd=processes.ROOT)
+  os.close(writer)
+  assert not done.stderr
+
+
 # ------------------------------------------------------------- experiments
 
 
