@@ -22,3 +22,5 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "none"
 napoleon_use_ivar = True
 napoleon_use_rtype = False
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
