@@ -2,8 +2,9 @@
 
   python -m rlhf_jax.main --config=experiments/first_look.py
 
-`ppo_ptx.py` with fewer texts, steps and iterations, and nothing else changed: it
-shows that the machine can do it, and what a run leaves. Its figures say nothing.
+`ppo_ptx.py` with fewer texts, steps and iterations, and nothing else changed:
+it shows that the machine can do it, and what a run leaves. Its figures say
+nothing.
 """
 
 from experiments import ppo_ptx

@@ -120,6 +120,10 @@ def _shrink_rm(stage) -> None:
   stage.update(num_epochs=2, batch_size=8, eval_batch_size=64,
                every_log_steps=1, max_responses=min(5, stage.max_responses),
                every_save_steps=2)
+  if stage.batching == "pairs":
+    stage.update(batch_size=16, num_microbatches=2)
+  if stage.max_prompts is not None:
+    stage.max_prompts = min(24, stage.max_prompts)
 
 
 def _shrink_collect(stage) -> None:

@@ -70,7 +70,8 @@ class Evaluator:
     if not os.path.exists(path):
       if not root and self in EVALUATORS.values():
         raise LeftOut(f"reads {self.file} of a data folder: give --data.root")
-      raise LeftOut(f"there is no {path}")
+      raise LeftOut(f"there is no {path}" + (
+          f"; relative paths are of --data.root={root}" if root else ""))
     return items_lib.spread(self.read(path), limit)
 
 

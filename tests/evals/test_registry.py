@@ -128,6 +128,9 @@ def test_what_is_asked_for_by_name_is_not_left_out(root):
     suite.prepare(["real_toxicity"], str(root), None)
   with pytest.raises(registry.LeftOut, match="there is no /nowhere/x.jsonl"):
     suite.prepare(["multiple_choice:/nowhere/x.jsonl"], "", None)
+  with pytest.raises(registry.LeftOut, match=(
+      r"there is no \S+/x.jsonl; relative paths are of --data.root=")):
+    suite.prepare(["multiple_choice:x.jsonl"], str(root), None)
 
 
 def test_an_unknown_name_is_refused():

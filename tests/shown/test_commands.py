@@ -55,18 +55,22 @@ ADDED = {
     "python -m rlhf_jax.study": "--seeds=0",
     "python -m benchmarks.prepare_prompts": "--sizes=1000",
     "python -m benchmarks.overlap": "--steps=4",
-    "python -m benchmarks.growth":
-        "--axes=rows --programs=score --repetitions=1",
+    "JAX_PLATFORMS=cpu python -m benchmarks.growth":
+        "--axes=K --programs=rm --repetitions=1",
+    "python -m rlhf_jax.screen": "--roster=passed.jsonl",  # a first roster
     "launch/tpu_pod.sh": "--dry-run",
     "launch/gke_xpk.sh": "--dry-run",
     "launch/slurm.sh": "--dry-run",
 }
-# What pages speak of without a command of their own.
-BEFORE = (
-    "python -m rlhf_jax.main --config=experiments/ppo_ptx.py "
-    "--workdir=runs/ppo_ptx_1 --config.seed=1",
-    "python -m rlhf_jax.export --workdir=runs/ppo_ptx --stage=sft --out=FOLDER",
-)
+# What comes before a command of a page that speaks of it without giving it.
+BEFORE = {
+    "python -m rlhf_jax.compare":
+        "python -m rlhf_jax.main --config=experiments/ppo_ptx.py "
+        "--workdir=runs/ppo_ptx_1 --config.seed=1",
+    "python -m rlhf_jax.main --config=experiments/gpt2.py":
+        "python -m rlhf_jax.export --workdir=runs/ppo_ptx --stage=sft "
+        "--out=FOLDER",
+}
 # Words that stand for what a reader has.
 WORDS = {"FILE.json": "trace.json", "--step=N": "--step=3",
          "$CLUSTER": "--project=PROJECT --zone=us-west4-a --cluster=CLUSTER "
@@ -237,9 +241,8 @@ def test_a_page_is_followed(page, language, text, place, spaces, monkeypatch):
     monkeypatch.chdir(place)
     exec(compile(text, page, "exec"), spaces.setdefault(page, {}))
     return
-  if text.startswith(("python -m rlhf_jax.compare", "python -m rlhf_jax.main "
-                      "--config=experiments/gpt2.py")):
-    for command in BEFORE:
+  for begin, command in BEFORE.items():
+    if text.startswith(begin):
       run(quick(command), place)
   run(quick(text), place)
 
