@@ -51,7 +51,7 @@ ELSEWHERE = {
 ADDED = {
     "python -m rlhf_jax.replay": "--step=2",
     "python -m rlhf_jax.evaluate": "--num_prompts=8 --limit=2",
-    "python -m rlhf_jax.plan": "--only=ppo/value",
+    "python -m rlhf_jax.plan": "--only=ppo/decode_copy",
     "python -m rlhf_jax.study": "--seeds=0",
     "python -m benchmarks.prepare_prompts": "--sizes=1000",
     "python -m benchmarks.overlap": "--steps=4",
