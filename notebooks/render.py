@@ -23,6 +23,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 PAGES = HERE.parent / "docs" / "notebooks"
 NAMES = sorted(path.stem for path in HERE.glob("*.ipynb"))
 _PARAMETERS = "parameters"  # the tag of the cell with the settings
+_CODE = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def read(name: str) -> nbformat.NotebookNode:
@@ -70,11 +71,16 @@ def replacement(
   return place + 1, nbformat.v4.new_code_cell(source)
 
 
-def write_page(book: nbformat.NotebookNode, name: str) -> None:
-  """Writes an executed notebook as Markdown with its pictures beside it."""
+def write_page(
+    book: nbformat.NotebookNode, name: str, folder: os.PathLike) -> None:
+  """Writes a notebook that was executed in a folder, which the page does not
+  name, as Markdown with its pictures beside it."""
   for cell in book.cells:
     if cell.cell_type == "code":
       cell.outputs = [output for output in cell.outputs if is_shown(output)]
+      for output in cell.outputs:
+        if "text" in output:
+          output.text = output.text.replace(f"{folder}/", "")
     else:
       cell.source = relinked(cell.source)
   text, resources = nbconvert.MarkdownExporter().from_notebook_node(
@@ -82,7 +88,15 @@ def write_page(book: nbformat.NotebookNode, name: str) -> None:
   (PAGES / name).mkdir(parents=True, exist_ok=True)
   for file, content in resources["outputs"].items():
     (PAGES / file).write_bytes(content)
-  (PAGES / f"{name}.md").write_text(text)
+  (PAGES / f"{name}.md").write_text(
+      _CODE.sub(lambda cell: fenced(cell[1]), text))
+
+
+def fenced(code: str) -> str:
+  """A cell's code as Markdown; !commands and %magics are no Python."""
+  language = "ipython3" if re.search(r"^\s*[!%]", code, re.MULTILINE) else (
+      "python")
+  return f"```{language}\n{code}```"
 
 
 def is_shown(output: nbformat.NotebookNode) -> bool:
@@ -101,7 +115,7 @@ def relinked(text: str) -> str:
 def main() -> None:
   for name in sys.argv[1:] or NAMES:
     with tempfile.TemporaryDirectory() as folder:
-      write_page(execute(name, folder), name)
+      write_page(execute(name, folder), name, folder)
 
 
 if __name__ == "__main__":

@@ -74,6 +74,19 @@ def test_its_lines_are_short_and_its_links_lead_somewhere(name):
         assert (render.HERE / link).exists(), link
 
 
+@pytest.mark.parametrize("name", SMALL)
+def test_its_page_is_of_this_notebook(name):
+  """All that it says, with pictures, and nothing of where it was executed."""
+  page = (render.PAGES / f"{name}.md").read_text()
+  for cell in render.read(name).cells:
+    is_code = cell.cell_type == "code"
+    assert (cell.source if is_code else render.relinked(cell.source)) in page
+  pictures = re.findall(rf"\]\(({name}/\S+\.png)\)", page)
+  assert len(pictures) == SHOWN[name][1]
+  assert all((render.PAGES / picture).exists() for picture in pictures)
+  assert SHOWN[name][0] in page and "/tmp" not in page and "/home" not in page
+
+
 def test_a_setting_that_it_has_not_is_refused():
   with pytest.raises(KeyError, match="ppo_iter"):
     render.execute("rlhf_in_fifteen_minutes", ".", ppo_iter=3)
