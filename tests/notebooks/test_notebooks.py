@@ -84,7 +84,7 @@ def test_its_page_is_of_this_notebook(name):
   pictures = re.findall(rf"\]\(({name}/\S+\.png)\)", page)
   assert len(pictures) == SHOWN[name][1]
   assert all((render.PAGES / picture).exists() for picture in pictures)
-  assert SHOWN[name][0] in page and "/tmp" not in page and "/home" not in page
+  assert "/tmp" not in page and "/home" not in page
 
 
 def test_a_setting_that_it_has_not_is_refused():
