@@ -146,7 +146,7 @@ def test_commands_set_what_an_experiment_has(words, monkeypatch):
   config_flags.DEFINE_config_file("config", flag_values=values)
   flags.DEFINE_string("workdir", None, "", flag_values=values)
   values(argv)
-  assert values.config.name and values.workdir
+  assert values.config.name and values.workdir != ""  # None is runs/NAME
 
 
 # ----------------------------------------------------------- what is generated
