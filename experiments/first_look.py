@@ -1,4 +1,4 @@
-"""The whole method in two minutes, with too little of all to learn much.
+"""The whole method in three minutes, with too little of all to learn much.
 
   python -m rlhf_jax.main --config=experiments/first_look.py
 
