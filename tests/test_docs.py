@@ -42,9 +42,13 @@ def prose(page):
   return _FENCE.sub("", page.read_text())
 
 
+def fences(page):
+  """(language, text) of its blocks of code, from top to bottom."""
+  return _FENCE.findall(page.read_text())
+
+
 def blocks(page, language):
-  return [text for kind, text in _FENCE.findall(page.read_text())
-          if kind == language]
+  return [text for kind, text in fences(page) if kind == language]
 
 
 @functools.cache
@@ -146,7 +150,7 @@ def test_commands_set_what_an_experiment_has(words, monkeypatch):
   config_flags.DEFINE_config_file("config", flag_values=values)
   flags.DEFINE_string("workdir", None, "", flag_values=values)
   values(argv)
-  assert values.config.name and values.workdir != ""  # None is runs/NAME
+  assert values.config.name and values.workdir
 
 
 # ----------------------------------------------------------- what is generated

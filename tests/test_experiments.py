@@ -1,6 +1,7 @@
 """Experiments: valid as built, the paper's numbers, misspelt keys."""
 
 import importlib
+import json
 import math
 import sys
 
@@ -11,7 +12,7 @@ import jax
 from ml_collections import config_flags
 import numpy as np
 
-from experiments import common, ppo, ppo_ptx
+from experiments import common, first_look, ppo, ppo_ptx
 from rlhf_jax import config as config_lib
 from rlhf_jax.models.policy import Policy
 from rlhf_jax.run import init_params, transformer_config
@@ -42,6 +43,20 @@ class ValidityTest(parameterized.TestCase):
   def test_mini(self, name, device_count):
     experiment = importlib.import_module(f"experiments.{name}")
     config_lib.validate(experiment.get_config(), device_count)
+
+  def test_a_first_look_is_the_whole_method_with_less_of_it(self):
+    less = dict(json.loads(first_look.get_config().to_json()))
+    whole = dict(json.loads(ppo_ptx.get_config().to_json()))
+    changed = {f"{part}.{key}" for part in whole if isinstance(whole[part], dict)
+               for key in whole[part] if whole[part][key] != less[part][key]}
+    self.assertEqual(changed, {
+        "smallworld.num_documents", "smallworld.num_demonstrations",
+        "smallworld.num_prompts", "pretrain.num_steps", "sft.num_steps",
+        "rl_init.num_steps", "collect.num_prompts",
+        "collect.num_validation_prompts", "ppo.num_iters",
+        "evaluate.num_prompts"})
+    self.assertEqual(less.keys(), whole.keys())
+    self.assertEqual(less["stages"], whole["stages"])
 
   @parameterized.product(name=(*EXPERIMENTS, "hh", "hh_rm"), size=tuple(TABLE))
   def test_paper_sizes(self, name, size):

@@ -9,6 +9,7 @@ from experiments import hh
 from rlhf_jax.data import splits
 from tests import dialogues, tiny_run
 
+
 @pytest.fixture(name="finished", scope="module")
 def _finished(tmp_path_factory):
   """(folder, rows of samples.jsonl, summary) of a run on a made-up DATA."""

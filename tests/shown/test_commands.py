@@ -19,7 +19,9 @@ import sys
 
 import pytest
 
-from tests import dialogues, processes, test_screening, tiny_run
+from tests import (
+    dialogues, processes, test_docs, test_screening, tiny_run,
+)
 from tests.evals import benchmarks
 
 ROOT = processes.ROOT
@@ -79,21 +81,19 @@ BEFORE = {
 WORDS = {"FILE.json": "trace.json", "--step=N": "--step=3",
          "$CLUSTER": "--project=PROJECT --zone=us-west4-a --cluster=CLUSTER "
                      "--tpu-type=v5litepod-16"}
-_FENCE = re.compile(r"^```(bash|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def pages():
-  found = sorted(str(path.relative_to(ROOT)) for path in (
-      *(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md"),
-      *ROOT.glob("*/README.md")))
+  found = sorted(map(test_docs.named, test_docs.PAGES))
   return (*FIRST, *(page for page in found if page not in FIRST))
 
 
 def steps(page):
   """("bash", command) and ("python", text) of a page, from top to bottom."""
-  for language, text in _FENCE.findall((ROOT / page).read_text()):
+  for language, text in test_docs.fences(ROOT / page):
     if language == "python":
       yield language, text
+    if language != "bash":
       continue
     for line in whole_lines(text):
       for command in filter(None, re.split(r"\s*&&\s*", line.strip())):
@@ -170,9 +170,7 @@ def quick(command):
   command = re.sub(r"\[(.*?)\]", r"\1", command)  # what may be left out
   for word, ours in WORDS.items():
     command = command.replace(word, ours)
-  if "--config=" in command and "rlhf_jax.plan" not in command and (
-      "--accelerator" not in command and "launch/slurm" not in command
-      and "launch/gke" not in command):
+  if command.startswith("python -m rlhf_jax.main"):
     command = with_settings(command)
   for begin, words in ADDED.items():
     if command.startswith(begin):
