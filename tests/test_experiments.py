@@ -1,7 +1,6 @@
 """Experiments: valid as built, the paper's numbers, misspelt keys."""
 
 import importlib
-import json
 import math
 import sys
 
@@ -45,10 +44,11 @@ class ValidityTest(parameterized.TestCase):
     config_lib.validate(experiment.get_config(), device_count)
 
   def test_a_first_look_is_the_whole_method_with_less_of_it(self):
-    less = dict(json.loads(first_look.get_config().to_json()))
-    whole = dict(json.loads(ppo_ptx.get_config().to_json()))
-    changed = {f"{part}.{key}" for part in whole if isinstance(whole[part], dict)
-               for key in whole[part] if whole[part][key] != less[part][key]}
+    less = first_look.get_config().to_dict()
+    whole = ppo_ptx.get_config().to_dict()
+    changed = {
+        f"{part}.{key}" for part in whole if isinstance(whole[part], dict)
+        for key in whole[part] if whole[part][key] != less[part][key]}
     self.assertEqual(changed, {
         "smallworld.num_documents", "smallworld.num_demonstrations",
         "smallworld.num_prompts", "pretrain.num_steps", "sft.num_steps",
