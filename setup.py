@@ -73,8 +73,9 @@ setup(
                     "transformers[serving]>=5.24"],
         # A real browser, for tests/browser: 260 MB.
         "browser": ["PySide6-WebEngine>=6.12,<7", "pypdfium2>=5"],
-        # A static site of docs/.
-        "docs": ["furo>=2025.9", "myst-parser>=4", "sphinx>=8"],
+        # A static site of docs/; the lexers colour the notebooks' !commands.
+        "docs": ["furo>=2025.9", "ipython-pygments-lexers>=1.1",
+                 "myst-parser>=4", "sphinx>=8"],
         # To open and to run what is in notebooks/.
         "notebooks": ["ipykernel>=6.29", "ipywidgets>=8", "jupyterlab>=4",
                       "matplotlib>=3.9", "nbclient>=0.10", "nbconvert>=7.16",

@@ -96,7 +96,7 @@ def validate(
     slice_count: TPU slices that the devices are of.
     platform: what they are, "cpu", "gpu" or "tpu"; None where it is all one.
     check_inputs: also that all inputs are named and there: folders in
-      `config.inputs`, data files, tokenizer. False to plan a run.
+      `config.inputs`, data files, a tokenizer. False to plan a run.
 
   Raises:
     ConfigError: with all that is wrong, one rule a line.
@@ -114,7 +114,7 @@ def validate(
       *imported.init_errors(tree),
       *model_errors(tree),
       *kernel_errors(tree, platform),
-      *data_errors(tree),
+      *data_errors(tree, check_inputs),
       *(e for stage in active(tree) for e in stage_errors(tree, stage)),
       *mesh_errors(tree, device_count, slice_count),
       *(file_errors(tree) if check_inputs else ()),

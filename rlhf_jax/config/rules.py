@@ -16,6 +16,7 @@ from rlhf_jax.config.names import (
     readings, sources_of,
 )
 from rlhf_jax.data import records
+from rlhf_jax.data import smallworld
 from rlhf_jax.data import sources
 from rlhf_jax.models.attention import KERNELS, PLATFORMS
 
@@ -107,7 +108,7 @@ def kernel_errors(tree: Tree, platform: str | None) -> Iterator[str]:
              "attention_kernel='plain'.")
 
 
-def data_errors(tree: Tree) -> Iterator[str]:
+def data_errors(tree: Tree, check_inputs: bool) -> Iterator[str]:
   data = tree["data"]
   held_out = data["validation_fraction"] + data["test_fraction"]
   if held_out >= 1:
@@ -118,6 +119,15 @@ def data_errors(tree: Tree) -> Iterator[str]:
     yield (f"config.model.vocab_size = {tree['model']['vocab_size']} is too "
            "small for config.data.tokenizer = 'train': 256 bytes and the end "
            "need 257.")
+  if (check_inputs and data["tokenizer"] == "train"
+      and data["pretrain"] == "smallworld"
+      and tree["model"]["vocab_size"] > smallworld.MAX_VOCABULARY):
+    yield (f"config.model.vocab_size = {tree['model']['vocab_size']}, but no "
+           "tokenizer of so many tokens can be trained on Smallworld's text, "
+           "which has some 1,300: name text of your own as "
+           "config.data.pretrain = 'jsonl:PATH', and perhaps its "
+           "config.data.tokenizer = 'tokenizer.json'; or at most "
+           f"{smallworld.MAX_VOCABULARY} for model and rm_model.")
   for kind in records.KINDS:
     if not _is_source(kind, data[kind]):
       first = "collect" if kind == "comparisons" else "smallworld"

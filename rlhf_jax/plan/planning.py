@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 import dataclasses
+import functools
 
 import ml_collections
 import numpy as np
@@ -49,6 +50,8 @@ class Plan:
 
   Attributes:
     how: "compiled" by the TPU compiler, or "derived" from formulas.
+    needs: what the run itself refuses to begin without, and a plan does not
+      ask for: inputs, data; "" where there is all.
   """
 
   config: ml_collections.ConfigDict
@@ -57,6 +60,7 @@ class Plan:
   how: str
   phases: tuple[PhasePlan, ...]
   compile_seconds: dict[str, float]
+  needs: str = ""
 
   @property
   def hbm_bytes(self) -> int:
@@ -101,9 +105,7 @@ def make_plan(
     count = len(devices)
   else:
     devices, count = None, topology.num_devices
-  config_lib.validate(
-      config, count, slice_count=topology.num_slices,
-      platform=topology.chip.platform, check_inputs=False)
+  needs = checked(config, count, topology)
   mesh = (sharding.make_mesh(**config.mesh, devices=devices) if devices
           else analytic.abstract_mesh(config, count))
   found = [p for p in programs.programs_of(config, mesh)
@@ -114,8 +116,27 @@ def make_plan(
         f"{tuple(config.stages)} of which pretrain, sft, rl_init, rm and ppo "
         "have programs.")
   if devices:
-    return _compiled(config, topology, mesh, found, report)
-  return _derived(config, topology, mesh, found)
+    plan = _compiled(config, topology, mesh, found, report)
+  else:
+    plan = _derived(config, topology, mesh, found)
+  return dataclasses.replace(plan, needs=needs)
+
+
+def checked(config, device_count: int, topology: Topology) -> str:
+  """What a run needs that its plan does not, as the run would say it.
+
+  Raises:
+    ConfigError: not even a plan can be made.
+  """
+  validate = functools.partial(
+      config_lib.validate, config, device_count,
+      slice_count=topology.num_slices, platform=topology.chip.platform)
+  validate(check_inputs=False)
+  try:
+    validate()
+  except config_lib.ConfigError as error:
+    return str(error)
+  return ""
 
 
 def _compiled(config, topology, mesh, found, report) -> Plan:

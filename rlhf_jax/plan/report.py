@@ -25,6 +25,7 @@ def as_object(plan: Plan) -> dict[str, Any]:
   return {
       "name": plan.config.name,
       "fits": plan.fits,
+      "needs": plan.needs.splitlines(),
       "topology": plan.topology.text,
       "num_devices": plan.topology.num_devices,
       "hbm_bytes": plan.hbm_bytes,
@@ -93,7 +94,7 @@ def as_text(plan: Plan) -> str:
   parts = [
       _heading(plan), _memory_table(plan), _work_table(plan),
       _collectives_table(plan), _iteration_text(plan), _chip_text(plan),
-      verdict(plan)]
+      verdict(plan), _needs_text(plan)]
   return "\n\n".join(part for part in parts if part)
 
 

@@ -24,6 +24,8 @@ from rlhf_jax.data.smallworld import text as text_lib
 from rlhf_jax.data.smallworld import world as world_lib
 from rlhf_jax.data.smallworld.rubric import Judgment
 
+# Its text has some 1,300 different tokens: no tokenizer finds more in it.
+MAX_VOCABULARY = 2_000
 NUM_USERS = 150
 # The n-th user of a split writes in proportion to n to this power.
 USER_EXPONENT = -0.8
