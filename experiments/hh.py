@@ -3,11 +3,11 @@
   python -m rlhf_jax.main --config=experiments/hh.py --workdir=runs/hh \
       --config.data.root=DATA
 
-DATA holds `pretrain/*.jsonl.gz` (text), `demonstrations/*.jsonl.gz` and
-`comparisons/hh_*.jsonl.gz` in the schemas of rlhf_jax/data/records.py. The
-demonstrations are open-ended ones and the preferred replies of the *helpful*
-comparisons; the preferred reply to a harmful request is only the less bad of
-two and no demonstration.
+DATA holds `pretrain/*.jsonl.gz` (text), `comparisons/hh_*.jsonl.gz`, and in
+`demonstrations/` the three files that `set_hh` of common.py names, all in the
+schemas of rlhf_jax/data/records.py. The demonstrations are those open-ended
+ones and the preferred replies of the *helpful* comparisons; the preferred reply
+to a harmful request is only the less bad of two and no demonstration.
 
 The reward model learns from one half of the comparisons; the judge, a second
 one that PPO never sees, from the other. The models of the default size are

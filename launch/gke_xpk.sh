@@ -4,7 +4,7 @@
 #   launch/gke_xpk.sh --action=run --project=P --zone=us-west4-a \
 #     --cluster=C --name=ppo --tpu-type=v5litepod-16 \
 #     --docker-image=gcr.io/P/rlhf_jax:latest \
-#     --config=experiments/ppo_ptx.py:1.3b --workdir=gs://BUCKET/runs/ppo \
+#     --config=experiments/gpt2.py:1.5b --workdir=gs://BUCKET/runs/ppo \
 #     [-- FLAGS OF THE PROGRAM]
 #
 #   --action=create-cluster   make the cluster with the TPUs
@@ -52,7 +52,7 @@ case $action in
   run | image) need docker-image "gcr.io/PROJECT/IMAGE:TAG" ;;
 esac
 if [[ $action == run ]]; then
-  need config "an experiment, as experiments/ppo_ptx.py:1.3b"
+  need config "an experiment, as experiments/gpt2.py:1.5b"
   need workdir "gs://BUCKET/RUN, which all machines see"
   need_bucket
 fi

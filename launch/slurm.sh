@@ -2,7 +2,7 @@
 # Submits a run to SLURM: one task a GPU, requeued and resumed on preemption.
 #
 #   launch/slurm.sh --nodes=2 --gpus-per-node=8 --name=ppo \
-#     --config=experiments/ppo_ptx.py:1.3b --workdir=/shared/runs/ppo \
+#     --config=experiments/gpt2.py:1.5b --workdir=/shared/runs/ppo \
 #     [-- FLAGS OF THE PROGRAM]
 #
 #   --nodes=N, --gpus-per-node=N   the machines
@@ -30,7 +30,7 @@ parse "nodes gpus-per-node name config workdir partition account time
 need nodes "how many machines"
 need gpus-per-node "GPUs of each machine"
 need name "the job's name"
-need config "an experiment, as experiments/ppo_ptx.py:1.3b"
+need config "an experiment, as experiments/gpt2.py:1.5b"
 need workdir "a folder that all nodes see"
 need_numbers nodes gpus-per-node cpus-per-task max-restarts
 all_given

@@ -2,7 +2,7 @@
 # Runs an experiment on a Cloud TPU slice, by a queued resource.
 #
 #   launch/tpu_pod.sh --action=up --project=P --zone=us-west4-a --name=ppo \
-#     --accelerator-type=v5litepod-16 --config=experiments/ppo_ptx.py:1.3b \
+#     --accelerator-type=v5litepod-16 --config=experiments/gpt2.py:1.5b \
 #     --workdir=gs://BUCKET/runs/ppo [-- FLAGS OF THE PROGRAM]
 #
 #   --action=up        all of it: create, wait, install, run; when the slice is
@@ -46,7 +46,7 @@ if [[ $action == up || $action == run || $action == logs ]]; then
   need_bucket
 fi
 if [[ $action == up || $action == run ]]; then
-  need config "an experiment, as experiments/ppo_ptx.py:1.3b"
+  need config "an experiment, as experiments/gpt2.py:1.5b"
 fi
 if [[ -n $accelerator_type && -z $runtime_version ]]; then
   case $accelerator_type in

@@ -84,7 +84,7 @@ def main(argv):
     if not path.exists():
       raise app.UsageError(f"{path} does not exist: that run did not finish")
     summaries.append(json.loads(path.read_text()))
-  headers = ["figure", *(s["name"] for s in summaries), "median"]
+  headers = ["figure", *argv[1:], "median"]
   print(tabulate.tabulate(
       rows(summaries), headers=headers, disable_numparse=True,
       tablefmt="github"))

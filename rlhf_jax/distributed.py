@@ -131,6 +131,10 @@ def start(cluster: Cluster, timeout: float, grace_seconds: float) -> None:
   # JAX sets its own handler, which ours calls: signals wait until both are set.
   waiting = signal.pthread_sigmask(signal.SIG_BLOCK, exits.AT_SIGNAL)
   jax.config.update("jax_enable_preemption_service", True)
+  # Of CPU devices, and read when they are made: collectives of two programs in
+  # flight meet on one connection and take each other's messages (gloo's
+  # "op.preamble.length <= op.nbytes"), so that each waits for the one before.
+  jax.config.update("jax_cpu_enable_async_dispatch", False)
   jax.distributed.initialize(
       address, cluster.num_processes, cluster.process_id,
       local_device_ids=cluster.local_device_ids,

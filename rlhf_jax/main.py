@@ -16,7 +16,7 @@ runs/NAME of the experiment unless it is given; what to look at there:
 Any setting of the experiment can be overridden. Often it is one of these:
 
   --config.seed=1                             the same run with other noise
-  --config.ppo.method.kl_coef=0.1             stay closer to the policy before
+  --config.ppo.method.kl_coef=0.3             stay closer to the policy before
   --config.ppo.method.ptx_coef=2.0            keep more of the pretraining
   --config.ppo.num_iters=20                   less PPO
   --config.data.demonstrations=jsonl:FILE     your own; also prompts,

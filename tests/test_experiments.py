@@ -2,7 +2,9 @@
 
 import importlib
 import math
+import pathlib
 import sys
+import tempfile
 
 from absl import flags
 from absl.testing import absltest
@@ -11,10 +13,11 @@ import jax
 from ml_collections import config_flags
 import numpy as np
 
-from experiments import common, first_look, ppo, ppo_ptx
+from experiments import common, first_look, hh, ppo, ppo_ptx
 from rlhf_jax import config as config_lib
 from rlhf_jax.models.policy import Policy
 from rlhf_jax.run import init_params, transformer_config
+from tests import dialogues
 
 EXPERIMENTS = ("ppo_ptx", "ppo", "rm", "rm_pairs", "rm_folds", "rounds",
                "labeling", "sft", "sft_select", "pretrain")
@@ -96,7 +99,30 @@ class ValidityTest(parameterized.TestCase):
       config_lib.validate(config, devices, check_inputs=False)
 
   def test_6b_needs_no_other(self):
-    config_lib.validate(ppo_ptx.get_config("6b"), 16)
+    config = ppo_ptx.get_config("6b")
+    config.model.vocab_size = config.rm_model.vocab_size = 1_016
+    config_lib.validate(config, 16)
+
+  def test_a_vocabulary_of_gpt3_needs_text_to_learn_it_from(self):
+    config = ppo_ptx.get_config("6b")
+    with self.assertRaisesRegex(
+        config_lib.ConfigError, "model.vocab_size = 50257.*data.pretrain"):
+      config_lib.validate(config, 16)
+    config_lib.validate(config, 16, check_inputs=False)  # to plan it
+
+  def test_the_papers_policy_begins_with_what_docs_pods_names(self):
+    """Two runs on files as hh.py wants them, and nothing else is asked for."""
+    place = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
+    first, second = hh.get_config("6b"), hh.get_config("1.3b")
+    for config in (first, second):
+      config.data.root = str(dialogues.write(place / "data"))
+    first.stages = ("pretrain", "sft")
+    config_lib.validate(first, 64)
+    sft = place / "hh_6b" / "sft"
+    sft.mkdir(parents=True)
+    (sft / "done.json").write_text("{}")
+    second.inputs.rm_sft = str(sft)
+    config_lib.validate(second, 16)
 
   @parameterized.parameters(*EXPERIMENTS)
   def test_unknown_size(self, name):

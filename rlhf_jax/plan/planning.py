@@ -50,8 +50,8 @@ class Plan:
 
   Attributes:
     how: "compiled" by the TPU compiler, or "derived" from formulas.
-    needs: what the run itself refuses to begin without, and a plan does not
-      ask for: inputs, data; "" where there is all.
+    needs: what the run refuses to begin without, and a plan does not: inputs,
+      data; "" where all is there.
   """
 
   config: ml_collections.ConfigDict

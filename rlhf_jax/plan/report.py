@@ -210,6 +210,13 @@ def verdict(plan: Plan) -> str:
   return "\n".join(lines)
 
 
+def _needs_text(plan: Plan) -> str:
+  """What is not a matter of devices."""
+  return plan.needs and (
+      "Before it can run, as seen from here:\n"
+      + "\n".join(f"  {line}" for line in plan.needs.splitlines()))
+
+
 def growth_table(plans: Sequence[Plan]) -> str:
   """Temporaries and collectives of one device, by topology."""
   found = []

@@ -7,7 +7,9 @@ import statistics
 from absl.testing import absltest
 from absl.testing import parameterized
 
+from rlhf_jax.data import smallworld
 from rlhf_jax.data import splits
+from rlhf_jax.data import tokenizer
 from rlhf_jax.data.smallworld import demonstrations as demonstrations_lib
 from rlhf_jax.data.smallworld import prompts as prompts_lib
 from rlhf_jax.data.smallworld import replies
@@ -50,6 +52,13 @@ class GeneratorTest(parameterized.TestCase):
     self.assertEqual(make(3, 40), make(3, 40))
     self.assertEqual(make(3, 40), make(3, 60)[:40])
     self.assertNotEqual(make(3, 40), make(4, 40))
+
+  def test_its_text_has_fewer_tokens_than_a_config_is_told(self):
+    """With as many people as there are, and twice the documents of `mini`."""
+    world = Smallworld(seed=0, num_people=len(world_lib.NAMES))
+    found = tokenizer.train(
+        (row["text"] for row in world.pretrain(12_000)), 50_257).vocab_size
+    self.assertBetween(found, 1_200, smallworld.MAX_VOCABULARY - 500)
 
   def test_documents_state_every_fact_and_seldom_a_false_one(self):
     world = small_world().world

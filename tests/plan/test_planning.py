@@ -175,6 +175,22 @@ def test_gpus_are_derived_and_say_so():
   assert set(report.as_object(plan)["how"].values()) == {"derived"}
 
 
+def test_what_a_run_still_needs_is_said():
+  """A plan that fits is not yet a run that begins."""
+  assert "tokenizer of so many tokens" in derived().needs
+  assert report.as_text(derived()).endswith(
+      "Before it can run, as seen from here:\n  " + derived().needs)
+  assert report.as_object(derived())["needs"] == [derived().needs]
+  config = ppo_ptx.get_config("1.3b")
+  config.data.update(tokenizer="no/tokenizer.json", pretrain="jsonl:no/text")
+  needs = make_plan(config, GPUS, only="ppo/step").needs
+  for lacking in ("config.inputs.rm_sft", "nothing at 'no/tokenizer.json'",
+                  "nothing at 'no/text'"):
+    assert lacking in needs
+  mini = make_plan(ppo_ptx.get_config(), "h100:1x1", only="ppo/step")
+  assert mini.needs == "" and "Before" not in report.as_text(mini)
+
+
 def test_formulas_come_near_the_compiler():
   """In products of matrices; memory and traffic are coarser."""
   tiny = make_plan(tiny_config(), "h100:1x4")

@@ -210,17 +210,18 @@ def test_a_step_that_does_not_end(body, signals, status, why, account):
   assert ended.printed.count(said) == 1, ended.printed
 
 
-LATER = "threading.Timer(1, os.kill, (os.getpid(), {})).start(); "
+LATER = "threading.Timer({1}, os.kill, (os.getpid(), {0})).start(); "
 MEETS = "multihost_utils.sync_global_devices('sooner')"
 
 
 @pytest.mark.parametrize("bodies, status, why", [
-    (("time.sleep(600)", LATER.format(15) + MEETS), exits.PREEMPTED,
+    (("time.sleep(600)", LATER.format(15, 1) + MEETS), exits.PREEMPTED,
      r"process 1 \(\S+\) ended: nothing more was saved within 3 s of SIGTERM"),
-    ((LATER.format(15) + "time.sleep(600)",) * 2, exits.PREEMPTED,
+    ((LATER.format(15, 1) + "time.sleep(600)",) * 2, exits.PREEMPTED,
      "nothing more was saved within 3 s of SIGTERM"),
-    (("time.sleep(600)", LATER.format(2) * 2 + MEETS), exits.INTERRUPTED,
-     r"process 1 \(\S+\) ended: Ctrl-C again"),
+    # apart: two of a kind that wait at once are one
+    (("time.sleep(600)", LATER.format(2, 1) + LATER.format(2, 2) + MEETS),
+     exits.INTERRUPTED, r"process 1 \(\S+\) ended: Ctrl-C again"),
 ])
 def test_one_is_told_while_its_partner_never_comes(bodies, status, why):
   ended = test_processes.mini(*bodies)
@@ -255,7 +256,7 @@ distributed.leave("ended as asked", exits.PREEMPTED)
 
 
 @pytest.mark.parametrize("body", [
-    LATER.format(15) + "time.sleep(600)", "1 / 0",
+    LATER.format(15, 1) + "time.sleep(600)", "1 / 0",
     "distributed.leave('ended as asked', exits.PREEMPTED)"])
 def test_they_end_where_nobody_reads_what_they_say(body):
   """Who started them and read their output is told to end as well."""

@@ -41,14 +41,15 @@ ELSEWHERE = {
     "python -m rlhf_jax.report --workdir=gs://": "tests/test_bucket_run.py",
     "python -m rlhf_jax.main --config=experiments/gpt2.py:124m "
     "--workdir=runs/neo": "tests/test_docs.py, with the page's family",
+    "python -m rlhf_jax.main --config=experiments/hh.py:6b":
+        "6.7 billion parameters; its settings in tests/test_experiments.py",
+    "python -m rlhf_jax.main --config=experiments/hh.py:1.3b":
+        "the same",
     "python -m benchmarks.make_environments":
         "installs other systems, of gigabytes",
     "python -m benchmarks.peers": "needs them; tests/test_benchmarks.py",
     "launch/local.sh --processes=2 --gpus=8": "needs GPUs; its --dry-run is in "
                                               "tests/test_launch.py",
-    "launch/local.sh --processes=2 --devices=4":
-        "tests/reliability/test_local.py up to `pretrain`; in `ppo` it aborts "
-        "in the CPU's collectives (docs/launching.md)",
     "python -m rlhf_jax.study": "tests/studies/test_driver.py, a smaller one: "
                                 "six take longer than all other commands",
     "GLIBC_TUNABLES=": "no command: tests/test_host_memory.py",
@@ -118,7 +119,7 @@ def elsewhere(command):
 
 # Pages whose Python reads what their commands leave, or prepares what they
 # read; that of all others is run by tests/test_docs.py.
-FOLLOWED = ("docs/evaluations.md", "docs/extend/dataset.md",
+FOLLOWED = ("docs/curves.md", "docs/evaluations.md", "docs/extend/dataset.md",
             "docs/extend/labeler.md", "docs/labeling.md")
 STEPS = [
     (page, language, text) for page in pages()
@@ -172,6 +173,8 @@ def quick(command):
     command = command.replace(word, ours)
   if command.startswith("python -m rlhf_jax.main"):
     command = with_settings(command)
+  elif command.startswith("launch/local.sh"):
+    command = with_settings(f"{command} --")
   for begin, words in ADDED.items():
     if command.startswith(begin):
       command += f" {words}"
