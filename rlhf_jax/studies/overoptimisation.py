@@ -29,7 +29,10 @@ START = "main", "rl_init"  # whose samples best-of-n takes
 NUM_PROMPTS = 96
 NUM_SAMPLES = 256
 WIDTH = 5  # iterations whose mean is a point of figures and tables
-NEAR_FLOOR = 0.9  # of the way from the start's gold score to 0
+# What RL may lose before its gold score is near the floor of 0, as a share of
+# what the start scores on held-out prompts: its score on RL's own prompts,
+# which its gains are over, is in no row.
+MOST_LOST = 0.9
 
 Stage = tuple[str, str]  # run, stage
 
@@ -292,9 +295,9 @@ def tables(rows: Sequence[CsvRow]) -> list[Table]:
             ("reward model", "method", "d at best gold", "gold", "proxy",
              "d at the end", "gold", "proxy", "seeds that fall"),
             [_fall_cells(line) for line in found]),
-      Table("RL while the gold score is above its floor of 0, which the form "
-            f"does not know: up to where {WIDTH} iterations have less than "
-            f"{1 - NEAR_FLOOR:.0%} of the start's",
+      Table("RL before the gold score nears its floor of 0, which the form does "
+            f"not know: up to where {WIDTH} iterations have lost more than "
+            f"{MOST_LOST:.0%} of what the start scores on held-out prompts",
             ("reward model", "iterations", "alpha", "beta", "R²",
              "R² of means", "peak d", "peak gain", "largest d"),
             [_floor_cells(rows, line) for line in found
@@ -304,7 +307,11 @@ def tables(rows: Sequence[CsvRow]) -> list[Table]:
 
 @dataclasses.dataclass(frozen=True)
 class AboveFloor:
-  """RL's form by the iterations before the gold score is near its floor."""
+  """RL's form by the iterations before MOST_LOST is lost.
+
+  Attributes:
+    number: of those iterations.
+  """
 
   number: int
   fit: Fit
@@ -312,15 +319,20 @@ class AboveFloor:
 
 
 def above_floor(rows: Sequence[CsvRow], line: Line) -> list[AboveFloor]:
-  """A fit a seed, where there are enough iterations."""
+  """A fit a seed, where there are enough iterations.
+
+  The cut is at a loss of gold, which the rows have: the gains of RL are over
+  the start on RL's prompts, and lost is as much as MOST_LOST of the start's
+  score on held-out ones.
+  """
   start = {name: measuring.values(
       rows, run=START[0], policy=START[1], task="start", name=name)
            for name in ("gold", "gold_sd")}
   of, found = points(rows, "rl", line.stage), []
   for seed, gold in of["gold_gain"].items():
-    floor = -start["gold"][seed] / start["gold_sd"][seed]
-    is_near = binned(gold) < NEAR_FLOOR * floor
-    number = WIDTH * int(is_near.argmax()) if is_near.any() else len(gold)
+    lost = MOST_LOST * start["gold"][seed] / start["gold_sd"][seed]
+    is_lost = binned(gold) < -lost
+    number = WIDTH * int(is_lost.argmax()) if is_lost.any() else len(gold)
     d, gold = of["d"][seed][:number], gold[:number]
     if (d > 0).sum() >= 4 * WIDTH:
       fit = overoptimisation.fit(RL, d, gold)

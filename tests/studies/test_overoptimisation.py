@@ -16,12 +16,12 @@ NUM_PROMPTS, NUM_SAMPLES, NUM_ITERS = 40, 64, 100
 START, GOLD_SD, PROXY_SD = 0.4, 0.2, 3.0
 
 
-def made_curve(rng, last_kl: float = 25.0) -> Curve:
+def made_curve(rng, last_kl: float = 25.0, start: float = START) -> Curve:
   """PPO whose KL grows evenly; at 25 it is past its peak, at 200 its gold score
   is long at 0, below which none can be."""
   kl = np.linspace(0, last_kl, NUM_ITERS)
   gain = forms.RL.terms(np.sqrt(kl)) @ [ALPHA, BETA]
-  gold = START + GOLD_SD * (gain + rng.normal(0, 0.03, NUM_ITERS))
+  gold = start + GOLD_SD * (gain + rng.normal(0, 0.03, NUM_ITERS))
   return Curve(
       steps=np.arange(1, NUM_ITERS + 1), kl=kl, gold=np.maximum(gold, 0.0),
       proxy=7.0 + PROXY_SD * np.sqrt(kl), episodes=128)
@@ -139,6 +139,26 @@ def test_the_form_is_found_above_the_floor():
   whole = figures_of(rows, stage)
   assert abs(whole["beta"]["mean"] - BETA) > 0.05
   assert whole["r2"]["mean"] < found.fit.r2
+
+
+def test_the_cut_is_a_loss_though_the_start_scores_more_on_rls_prompts():
+  """.2 more than on held-out ones, of which 90 % are lost at the cut."""
+  run, stage = MODELS[0].ppo
+  start = START + 0.2
+  curve = made_curve(np.random.default_rng(0), last_kl=200.0, start=start)
+  rows = start_rows(0) + [
+      {"seed": 0} | Result(run, f"{stage}{policy}", task, row).as_json()
+      for policy, task, row in overoptimisation.trained(
+          curve.gains(start, GOLD_SD, PROXY_SD))]
+  line, = overoptimisation.lines(rows)
+  found, = overoptimisation.above_floor(rows, line)
+  means = overoptimisation.binned(curve.gold)
+  cut = found.number // overoptimisation.WIDTH
+  assert means[cut] < start - 0.9 * START < means[:cut].min()
+  *_, table = overoptimisation.tables(rows)
+  assert table.title.endswith(
+      "5 iterations have lost more than 90% of what the start scores on "
+      "held-out prompts")
 
 
 def test_draw(rows):
