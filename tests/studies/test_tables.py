@@ -103,6 +103,14 @@ def test_reward_models_by_count_and_by_fold():
   reward_models.draw(rows, figure.Figure())
 
 
+def test_a_fold_weighs_by_its_prompts():
+  """Two labelers of 100 prompts, and one of 20 that is known better."""
+  rows = [row(0, ("folds", f"rm@fold{fold}"), "fold", "heldout", mean)
+          | {"n": n} for fold, (mean, n) in enumerate(((0.6, 100), (0.9, 20)))]
+  assert reward_models.folds(rows, "heldout") == {0: pytest.approx(0.65)}
+  assert reward_models.folds(rows, "inside") == {}
+
+
 def test_behaviour_shows_every_mark():
   rows = [row(0, who, task, name, 0.4)
           for who in behaviour.FAMILY.members.values()
