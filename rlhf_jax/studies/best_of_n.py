@@ -224,15 +224,11 @@ def tables(rows: Sequence[CsvRow]) -> list[Table]:
   found = policies(rows)
   return [
       Table("PPO against the best of n at its KL: mean and range of the seeds, "
-            "of the gold difference also a seed's 95 % interval over prompts",
+            "of the gold difference also a seed's 95 % interval over prompts; "
+            "a line is of the seeds whose KL best-of-n reaches",
             ("policy", "KL", "n", "gold", "of best-of-n", "difference",
-             "interval", "proxy", "of best-of-n", "difference"),
-            [[*_cells(rows, policy, (
-                "kl", "n_of_equal_kl", "gold", "gold_of_best_of_n",
-                "gold_over_best_of_n")),
-              _over_prompts(rows, policy, "gold_over_best_of_n"),
-              *_cells(rows, policy, (
-                  "proxy", "proxy_of_best_of_n", "proxy_over_best_of_n"))[1:]]
+             "interval", "proxy", "of best-of-n", "difference", "seeds"),
+            [_compared(rows, policy)
              for policy in found if policy.task == "ppo"]),
       Table("How often held-out labelers prefer it to SFT: mean and range of "
             "the seeds", ("policy", "KL", "gold", "win rate"),
@@ -240,6 +236,23 @@ def tables(rows: Sequence[CsvRow]) -> list[Table]:
              for policy in found if measuring.values(
                  rows, run=policy.run, policy=policy.name, name="win_rate")]),
   ]
+
+
+_COMPARED = ("kl", "n_of_equal_kl", "gold", "gold_of_best_of_n",
+             "gold_over_best_of_n", "proxy", "proxy_of_best_of_n",
+             "proxy_over_best_of_n")
+
+
+def _compared(rows: Sequence[CsvRow], policy: Policy) -> list[str]:
+  """A line of the seeds that have all of it: a mean of other seeds than the
+  one beside it would compare seeds."""
+  seeds = [set(_by_seed(rows, policy, name)) for name in _COMPARED]
+  kept = set.intersection(*seeds)
+  ours = [row for row in rows if row["seed"] in kept]
+  label, *cells = _cells(ours, policy, _COMPARED)
+  return [label, *cells[:5],
+          _over_prompts(ours, policy, "gold_over_best_of_n"), *cells[5:],
+          f"{len(kept)} of {len(set.union(*seeds))}"]
 
 
 def draw(rows: Sequence[CsvRow], figure: Any) -> None:
@@ -261,9 +274,13 @@ def draw(rows: Sequence[CsvRow], figure: Any) -> None:
 
 def _found(rows: Sequence[CsvRow], policy: Policy, name: str) -> list[float]:
   """A figure of each seed."""
-  return list(measuring.values(
-      rows, run=policy.run, policy=policy.name, task=policy.task,
-      name=name).values())
+  return list(_by_seed(rows, policy, name).values())
+
+
+def _by_seed(rows: Sequence[CsvRow], policy: Policy, name: str
+             ) -> dict[int, float]:
+  return measuring.values(
+      rows, run=policy.run, policy=policy.name, task=policy.task, name=name)
 
 
 def _draw_curve(panel: Any, rows: Sequence[CsvRow], name: str,

@@ -288,7 +288,8 @@ def tables(rows: Sequence[CsvRow]) -> list[Table]:
       Table("Fitted forms: mean and range of the seeds; gains in SDs of the "
             "start's samples, d = sqrt(KL)",
             ("reward model", "method", "alpha", "beta", "R²", "R² of means",
-             "peak d", "peak gain", "largest d", "peak inside"),
+             "largest d", "peak d", "peak gain", "seeds with a peak",
+             "peak inside"),
             [_fit_cells(rows, line) for line in found]),
       Table("Where the proxy rises and the gold score falls: means of the "
             f"seeds, of RL over {WIDTH} iterations",
@@ -299,7 +300,8 @@ def tables(rows: Sequence[CsvRow]) -> list[Table]:
             f"not know: up to where {WIDTH} iterations have lost more than "
             f"{MOST_LOST:.0%} of what the start scores on held-out prompts",
             ("reward model", "iterations", "alpha", "beta", "R²",
-             "R² of means", "peak d", "peak gain", "largest d"),
+             "R² of means", "largest d", "peak d", "peak gain",
+             "seeds with that peak inside"),
             [_floor_cells(rows, line) for line in found
              if line.method == "RL"]),
   ]
@@ -342,14 +344,16 @@ def above_floor(rows: Sequence[CsvRow], line: Line) -> list[AboveFloor]:
 
 
 def _floor_cells(rows: Sequence[CsvRow], line: Line) -> list[str]:
+  """A peak outside of the iterations says nothing of them."""
   found = above_floor(rows, line)
   fits = [of.fit for of in found]
   peaks = [fit.peak for fit in fits if fit.has_peak_inside]
   return [line.label, *(measuring.shown(values, digits) for values, digits in (
       ([of.number for of in found], 0), ([fit.alpha for fit in fits], 2),
       ([fit.beta for fit in fits], 2), ([fit.r2 for fit in fits], 2),
-      ([of.r2_of_means for of in found], 2), ([d for d, _ in peaks], 2),
-      ([gain for _, gain in peaks], 2), ([fit.max_d for fit in fits], 2)))]
+      ([of.r2_of_means for of in found], 2), ([fit.max_d for fit in fits], 2),
+      ([d for d, _ in peaks], 2), ([gain for _, gain in peaks], 2))),
+          f"{len(peaks)} of {len(found)}"]
 
 
 def _of_fit(line: Line, name: str) -> dict[str, str]:
@@ -358,11 +362,14 @@ def _of_fit(line: Line, name: str) -> dict[str, str]:
 
 
 def _fit_cells(rows: Sequence[CsvRow], line: Line) -> list[str]:
-  names = ("alpha", "beta", "r2", "r2_of_means", "peak_d", "peak_gain", "max_d")
-  inside = measuring.values(rows, **_of_fit(line, "peak_is_inside"))
+  """Of a form without a peak, or with one far away, no seed has a row."""
+  names = ("alpha", "beta", "r2", "r2_of_means", "max_d", "peak_d", "peak_gain")
+  inside, peaks = (measuring.values(rows, **_of_fit(line, name))
+                   for name in ("peak_is_inside", "peak_d"))
   return [line.label, line.method,
           *(measuring.spread(rows, 2, **_of_fit(line, name))
             for name in names),
+          f"{len(peaks)} of {len(inside)}",
           f"{sum(inside.values()):.0f} of {len(inside)}"]
 
 

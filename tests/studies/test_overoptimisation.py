@@ -124,6 +124,37 @@ def test_one_seed_alone(rows):
   assert {row[-1] for row in fits.rows + falls.rows} == {"1 of 1"}
 
 
+def test_a_peak_says_of_how_many_seeds_it_is(rows):
+  """One seed's RL rises for ever, and has no row of a peak."""
+  kept = [row | {"mean": 0.0} if row["name"] == "peak_is_inside"
+          and is_of(row) else row for row in rows
+          if not (is_of(row) and row["name"] in ("peak_d", "peak_gain"))]
+  fits, _, _ = overoptimisation.tables(kept)
+  at = fits.headers.index("seeds with a peak")
+  assert [row[at:] for row in fits.rows[2:]] == [
+      ["1 of 2", "1 of 2"], ["2 of 2", "2 of 2"]]
+  assert "(" in fits.rows[2][2] and "(" not in fits.rows[2][at - 1]
+
+
+def is_of(row) -> bool:
+  return (row["seed"], row["policy"]) == (0, MODELS[0].ppo[1])
+
+
+def test_a_peak_above_the_floor_says_so_too():
+  """Nearly all of the second seed's iterations are before its peak."""
+  run, stage = MODELS[0].ppo
+  rows = [row for seed, last_kl in ((0, 25.0), (1, 4.0))
+          for row in start_rows(seed) + [
+              {"seed": seed} | Result(
+                  run, f"{stage}{policy}", task, of).as_json()
+              for policy, task, of in overoptimisation.trained(made_curve(
+                  np.random.default_rng(seed), last_kl).gains(
+                      START, GOLD_SD, PROXY_SD))]]
+  *_, above_floor = overoptimisation.tables(rows)
+  assert above_floor.headers[-1] == "seeds with that peak inside"
+  assert [row[-1] for row in above_floor.rows] == ["1 of 2"]
+
+
 def test_the_form_is_found_above_the_floor():
   run, stage = MODELS[0].ppo
   curve = made_curve(np.random.default_rng(0), last_kl=200.0)
