@@ -4,7 +4,8 @@ Gao et al. 2022, arXiv:2210.10760, Figure 1: best-of-n and RL without a KL
 penalty, on reward models of several sizes and numbers of comparisons. All
 gains are over the policy at the start, in SDs of its samples' scores, so that
 gold and proxy, and one reward model and another, can be held against each
-other. The gold score of best-of-n is on held-out prompts, that of RL on the
+other. The KL of best-of-n is a bound from above (`evals.best_of_n.kl`), as in
+the paper, that of RL an estimate. The gold score of best-of-n is on held-out prompts, that of RL on the
 prompts of each iteration, both against the start on the same kind of prompts.
 """
 
@@ -227,7 +228,7 @@ class Line:
 
   Attributes:
     method: "best-of-n" or "RL".
-    d: sqrt(KL).
+    d: ROOT.
     gold, proxy: gains.
     seeds: seed -> its gold gains.
   """
@@ -241,6 +242,10 @@ class Line:
   seeds: Mapping[Any, np.ndarray]
 
 
+ROOT = "sqrt(KL), of best-of-n the root of a bound of it from above"
+# Of each method's panel.
+AXES = {"best-of-n": "sqrt of a bound of the KL to the start",
+        "RL": "sqrt(KL) to the start"}
 METHODS: dict[str, tuple[str, Form]] = {
     "best-of-n": ("best_of_n", BEST_OF_N), "RL": ("rl", RL)}
 
@@ -286,13 +291,13 @@ def tables(rows: Sequence[CsvRow]) -> list[Table]:
   found = lines(rows)
   return [
       Table("Fitted forms: mean and range of the seeds; gains in SDs of the "
-            "start's samples, d = sqrt(KL)",
+            f"start's samples, d = {ROOT}",
             ("reward model", "method", "alpha", "beta", "R²", "R² of means",
              "largest d", "peak d", "peak gain", "seeds with a peak",
              "peak inside"),
             [_fit_cells(rows, line) for line in found]),
       Table("Where the proxy rises and the gold score falls: means of the "
-            f"seeds, of RL over {WIDTH} iterations",
+            f"seeds, of RL over {WIDTH} iterations; d = {ROOT}",
             ("reward model", "method", "d at best gold", "gold", "proxy",
              "d at the end", "gold", "proxy", "seeds that fall"),
             [_fall_cells(line) for line in found]),
@@ -400,7 +405,7 @@ def draw(rows: Sequence[CsvRow], figure: Any) -> None:
         color=color, fmt="o", markersize=3, linewidth=0.8)
     _draw_form(panel, rows, line, color)
   for method, panel in panels.items():
-    panel.set(title=method, xlabel="sqrt(KL) to the start")
+    panel.set(title=method, xlabel=AXES[method])
     panel.axhline(0, color=charts.GREY, linewidth=0.8)
   panels["best-of-n"].set_ylabel("gain over the start, SDs of its samples")
   _legend(figure, panels["RL"], colors)

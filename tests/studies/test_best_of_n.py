@@ -108,6 +108,8 @@ def test_tables(rows):
   assert [equal.rows[1][at] for at in (2, 4, 5, 6, 8, 9)] == ["-"] * 6
   assert [row[0] for row in wins.rows] == ["best of 4"]
   assert [row[-1] for row in equal.rows] == ["2 of 2", "0 of 2"]
+  for table in (equal, wins):  # log n - (n - 1)/n is not best-of-n's KL
+    assert "bound" in table.title
 
 
 def test_a_line_compares_the_same_seeds(rows):
@@ -130,5 +132,7 @@ def test_draw(rows):
   best_of_n.draw(rows, figure)
   figure.savefig(io.BytesIO(), format="svg")
   gold, proxy = figure.axes
+  for panel in (gold, proxy):
+    assert "of best-of-n a bound" in panel.get_xlabel()
   assert len(gold.lines[0].get_xdata()) == 5  # n of 1, 2, 4, 8, 16
   assert len(gold.containers) == len(proxy.containers) == 2

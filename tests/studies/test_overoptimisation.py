@@ -115,6 +115,8 @@ def test_tables(rows):
   for table in (fits, falls, above_floor):
     assert {len(row) for row in table.rows} == {len(table.headers)}
   assert {row[-1] for row in fits.rows + falls.rows} == {"2 of 2"}
+  for table in (fits, falls):
+    assert "of best-of-n the root of a bound" in table.title
   best, last = (float(falls.rows[2][at]) for at in (3, 6))
   assert best == pytest.approx(np.e * BETA, abs=0.1) and last < best
 
@@ -197,6 +199,7 @@ def test_draw(rows):
   overoptimisation.draw(rows, figure)
   figure.savefig(io.BytesIO(), format="svg")
   assert [ax.get_title() for ax in figure.axes] == ["best-of-n", "RL"]
+  assert ["bound" in ax.get_xlabel() for ax in figure.axes] == [True, False]
   gold = figure.axes[1].containers[0].lines[0].get_ydata()
   assert len(gold) == NUM_ITERS // overoptimisation.WIDTH
   assert gold.argmax() not in (0, len(gold) - 1)

@@ -26,6 +26,13 @@ def test_tables_are_those_of_the_rows(path):
   assert f"--config=experiments/studies/{path.stem}.py" in PAGE
 
 
+def test_the_page_says_that_best_of_ns_kl_is_a_bound():
+  section = PAGE.partition("\n## Best-of-n against PPO")[2]
+  said, _, _ = section.partition("\n## ")
+  for words in ("bound from above", "n of the first table is too small"):
+    assert words in said
+
+
 def test_another_seed_is_taken_in(tmp_path):
   """Beside those that are there; and one that is there is replaced."""
   docs, workdir = tmp_path / "docs", tmp_path / "studies"
