@@ -1,15 +1,19 @@
 """docs/results.md says what the files beside it hold."""
 
+import functools
 import pathlib
 import shutil
 
 import pytest
 
-from rlhf_jax.studies import registry, results
+from rlhf_jax.studies import (
+    measuring, overoptimisation, registry, results,
+)
 from tests import shared
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "results.md").read_text()
+SEEDS = (0, 1, 2)
 FILES = sorted((DOCS / "results").glob("*.csv"))
 
 
@@ -31,6 +35,32 @@ def test_the_page_says_that_best_of_ns_kl_is_a_bound():
   said, _, _ = section.partition("\n## ")
   for words in ("bound from above", "n of the first table is too small"):
     assert words in said
+
+
+def test_what_is_said_of_a_kl_penalty_is_what_the_rows_have():
+  """Gains over the start in its SDs: of a penalised policy, and of five
+  iterations without a penalty at the KL next above, and at best."""
+  rows = {name: results.from_csv((DOCS / "results" / f"{name}.csv").read_text())
+          for name in ("best_of_n", "overoptimisation")}
+  of = functools.partial(measuring.values, rows["best_of_n"])
+  gold, kl = (of(run="tax", policy="ppo@kl03", task="ppo", name=name)
+              for name in ("gold", "kl"))
+  start = of(run="main", policy="best_of_1", name="gold")
+  sd = measuring.values(rows["overoptimisation"], name="gold_sd")
+  free = overoptimisation.points(
+      rows["overoptimisation"], "rl", ("gao", "ppo@n4500"))
+  said = [[(gold[seed] - start[seed]) / sd[seed] for seed in SEEDS],
+          [kl[seed] for seed in SEEDS], [], [], []]
+  for seed in SEEDS:
+    kls, gains = (overoptimisation.binned(values) for values in (
+        free["d"][seed]**2, free["gold_gain"][seed]))
+    at = int((kls > kl[seed]).argmax())
+    for place, value in zip(said[2:], (gains[at], kls[at], gains.max())):
+      place.append(value)
+  text = " ".join(PAGE.split())
+  for found in said:
+    assert "{}, {} and {}".format(
+        *(f"{value:.2f}".lstrip("0") for value in found)) in text
 
 
 def test_another_seed_is_taken_in(tmp_path):
