@@ -50,10 +50,14 @@ def _of_model(run: str, model: Mapping) -> Iterator[Result]:
 
 
 def by_count(rows: Sequence[Row]) -> list[tuple[float, str, str]]:
-  """(comparisons, run, reward model) of those that differ in nothing else."""
-  of = {(row["run"], row["policy"]): row["mean"] for row in rows
-        if row["task"] == "setting" and row["run"] in ("main", "counts")}
-  return sorted((count, *who) for who, count in of.items())
+  """(comparisons, run, reward model) of those that differ in nothing else; the
+  mean over seeds, for cleaning leaves not as many of each."""
+  whos = dict.fromkeys(
+      (row["run"], row["policy"]) for row in rows
+      if row["task"] == "setting" and row["run"] in ("main", "counts"))
+  return sorted((measuring.value(rows, run=run, policy=policy, task="setting",
+                                 name="comparisons"), run, policy)
+                for run, policy in whos)
 
 
 def folds(rows: Sequence[Row], side: str) -> dict[int, float]:

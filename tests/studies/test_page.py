@@ -63,6 +63,48 @@ def test_what_is_said_of_a_kl_penalty_is_what_the_rows_have():
         *(f"{value:.2f}".lstrip("0") for value in found)) in text
 
 
+def test_what_is_said_of_optimised_runs_holds_in_every_seed():
+  rows = results.from_csv((DOCS / "results/overoptimisation.csv").read_text())
+  peaks, kls, proxies, left = [], [], [], []
+  runs = [overoptimisation.points(rows, "rl", model.ppo)
+          for model in overoptimisation.MODELS]
+  for seed in SEEDS:
+    lost = min(of["gold_gain"][seed].min() for of in runs)
+    for of in runs:
+      kl, gold, proxy = map(overoptimisation.binned, (
+          of["d"][seed]**2, of["gold_gain"][seed], of["proxy_gain"][seed]))
+      peaks.append(gold.max())
+      kls.append(kl[gold.argmax()])
+      proxies.append(proxy[-1])
+      left.append(1 - gold[-1] / lost)
+      assert proxy.max() - proxy[-1] < 0.1
+  text = " ".join(PAGE.split())
+  assert f"by {min(proxies):.1f} to {max(proxies):.1f} SDs at the end" in text
+  assert f".{100 * min(peaks):.0f} to .{100 * max(peaks):.0f} SDs" in text
+  assert f"at a KL of {min(kls):.1f} to {max(kls):.1f} nats" in text
+  rest = sorted(left)[10:]
+  assert len(left) == 15 and sorted(left)[9] < 0.03
+  assert f"the others {100 * rest[0]:.0f} to {100 * rest[-1]:.0f} %" in text
+
+
+def test_the_longest_study_is_the_one_that_is_said():
+  minutes = {path.stem: sum(
+      row["mean"] / 60 for row in results.from_csv(path.read_text())
+      if row["task"] == "stage") for path in FILES}
+  longest = max(minutes, key=minutes.get)
+  text = " ".join(PAGE.split())
+  assert f"The longest study by itself is `{longest}`" in text
+  assert (f"took {minutes[longest]:.0f} minutes in all three seeds, those of "
+          f"`alignment_tax` {minutes['alignment_tax']:.0f};") in text
+
+
+def test_comparisons_are_called_by_their_number():
+  """4,500 are the prompts before cleaning; the rows have 4,317 and 4,321."""
+  assert "4,500 comparisons" not in PAGE
+  assert not any("4,500" in model.label for model in overoptimisation.MODELS)
+  assert "set out for" not in PAGE
+
+
 def test_another_seed_is_taken_in(tmp_path):
   """Beside those that are there; and one that is there is replaced."""
   docs, workdir = tmp_path / "docs", tmp_path / "studies"

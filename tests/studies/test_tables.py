@@ -119,6 +119,12 @@ def test_reward_models_by_count_and_by_fold():
   reward_models.draw(rows, figure_lib.Figure())
 
 
+def test_a_count_is_the_mean_over_seeds():
+  rows = [row(seed, ("main", "rm"), "setting", "comparisons", count)
+          for seed, count in ((0, 4317), (2, 4321))]
+  assert reward_models.by_count(rows) == [(4319, "main", "rm")]
+
+
 def test_a_fold_weighs_by_its_prompts():
   """Two labelers of 100 prompts, and one of 20 that is known better."""
   rows = [row(0, ("folds", f"rm@fold{fold}"), "fold", "heldout", mean)
