@@ -7,6 +7,12 @@ gold and proxy, and one reward model and another, can be held against each
 other. The KL of best-of-n is a bound from above (`evals.best_of_n.kl`), as in
 the paper, that of RL an estimate. The gold score of best-of-n is on held-out prompts, that of RL on the
 prompts of each iteration, both against the start on the same kind of prompts.
+
+The start of RL is the mean over the models' first iterations, which the start
+samples. A stage's key and order of prompts are of its name, so that the RL of
+the two smaller reward models, both named `ppo`, share their noise: in the first
+iteration they have the same samples, which the mean has twice, and their later
+curves are not independent of each other.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -81,6 +87,7 @@ def measure(runs: Mapping[str, Run]) -> Iterator[Result]:
     for policy, task, row in best_of(scores / sds[model], gold / gold.std()):
       yield Result(name, f"{stage}{policy}", task, row)
   curves = {model: read_curve(runs, model) for model in models}
+  # runs of one stage name share their noise, and count it more than once
   start = np.mean([curve.gold[0] for curve in curves.values()])
   for model, curve in curves.items():
     name, stage = model.ppo

@@ -87,6 +87,23 @@ def test_what_is_said_of_optimised_runs_holds_in_every_seed():
   assert f"the others {100 * rest[0]:.0f} to {100 * rest[-1]:.0f} %" in text
 
 
+def test_runs_of_one_stage_name_share_their_noise_and_the_page_says_so():
+  rows = results.from_csv((DOCS / "results/overoptimisation.csv").read_text())
+  moved = []
+  for seed in SEEDS:
+    first = {}
+    for model in overoptimisation.MODELS:
+      gold = overoptimisation.points(rows, "rl", model.ppo)["gold_gain"][seed]
+      first.setdefault(model.ppo[1], []).append(gold[0])
+    assert len(set(first["ppo"])) == 1 and len(first["ppo"]) == 2
+    moved.append(abs(sum(of[0] for of in first.values()) / len(first)))
+  text = " ".join(PAGE.split())
+  assert "share their noise" in " ".join(overoptimisation.__doc__.split())
+  assert "share their noise" in text
+  assert "by {} to {} SDs".format(*(
+      f"{of(moved):.2f}".lstrip("0") for of in (min, max))) in text
+
+
 def test_the_longest_study_is_the_one_that_is_said():
   minutes = {path.stem: sum(
       row["mean"] / 60 for row in results.from_csv(path.read_text())
