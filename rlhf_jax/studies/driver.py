@@ -154,8 +154,10 @@ def _copy(source: epath.Path, target: epath.Path) -> None:
 
 
 def is_finished(config: ml_collections.ConfigDict, folder: epath.Path) -> bool:
-  """Whether a run ended with these very settings."""
-  if not (folder / "summary.json").exists():
+  """Whether a run ended with these very settings, and has all its stages still:
+  a summary alone may be of an earlier end."""
+  if not (folder / "summary.json").exists() or (
+      not pipeline.is_all_done(config, folder)):
     return False
   return not config_lib.differing(
       json.loads((folder / "config.json").read_text()), config.to_dict())

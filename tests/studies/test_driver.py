@@ -94,6 +94,32 @@ def test_what_is_finished_is_not_run_again(workdir):
       workdir / "seed1" / name for name in ("main", "plain")]
 
 
+@pytest.fixture(name="again")
+def _again(workdir, tmp_path):
+  """A copy of what `plain` left but its data, to be changed."""
+  shutil.copytree(
+      workdir / "seed0" / "plain", tmp_path / "plain",
+      ignore=shutil.ignore_patterns("data", "checkpoints", "tensorboard"))
+  return epath.Path(tmp_path / "plain")
+
+
+def test_a_run_that_lost_a_stage_is_not_finished(workdir, again):
+  """As one that was interrupted in its second time, whose config is new and
+  whose summary is of the first."""
+  config = driver.placed(tiny_study().runs.plain, workdir, 0)
+  assert driver.is_finished(config, again)
+  (again / "ppo" / "done.json").unlink()
+  assert not driver.is_finished(config, again)
+
+
+def test_a_run_whose_stage_has_other_settings_is_not_finished(workdir, again):
+  study = tiny_study()
+  study.runs.plain.ppo.method.kl_coef = 0.7
+  config = driver.placed(study.runs.plain, workdir, 0)
+  (again / "config.json").write_text(json.dumps(config.to_dict()))
+  assert not driver.is_finished(config, again)
+
+
 def test_a_finished_run_with_other_settings_is_refused(workdir):
   study = tiny_study()
   study.runs.plain.ppo.method.kl_coef = 0.7
