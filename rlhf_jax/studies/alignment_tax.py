@@ -142,4 +142,4 @@ def draw(rows: Sequence[Row], figure) -> None:
 
 STUDY = Study(
     "Does a higher KL pay the alignment tax, or only pretraining gradients?",
-    measure, tables, draw)
+    measure, tables, draw, measuring.SETTINGS)

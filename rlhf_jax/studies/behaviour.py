@@ -56,4 +56,4 @@ def draw(rows: Sequence[Row], figure) -> None:
 
 
 STUDY = Study(
-    "What do the policies do that labelers mark?", measure, tables, draw)
+    "What do the policies do that labelers mark?", measure, tables, draw, measuring.SETTINGS)

@@ -317,4 +317,7 @@ def _draw_policy(panel: Any, rows: Sequence[CsvRow], name: str, policy: Policy,
 
 STUDY = Study(
     "Which gains more at an equal KL, best-of-n or PPO?",
-    measure, tables, draw)
+    measure, tables, draw, settings={
+        "num_prompts": NUM_PROMPTS, "num_samples": NUM_SAMPLES,
+        "num_answers": NUM_ANSWERS, "num_judged": NUM_JUDGED,
+        "judged_sizes": JUDGED_SIZES})

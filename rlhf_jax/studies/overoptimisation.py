@@ -446,4 +446,6 @@ def _legend(figure: Any, panel: Any, colors: Mapping[str, str]) -> None:
 
 STUDY = Study(
     "How far can a reward model be optimised before the gold score falls?",
-    measure, tables, draw)
+    measure, tables, draw, settings={
+        "num_prompts": NUM_PROMPTS, "num_samples": NUM_SAMPLES,
+        "width": WIDTH})

@@ -1,8 +1,10 @@
 """docs/results.md says what the files beside it hold."""
 
 import functools
+import json
 import pathlib
 import shutil
+import sys
 
 import pytest
 
@@ -19,6 +21,9 @@ FILES = sorted((DOCS / "results").glob("*.csv"))
 
 def test_every_study_has_its_figures():
   assert [path.stem for path in FILES] == sorted(registry.STUDIES)
+  for path in FILES:  # of what its seeds were measured with
+    assert len(json.loads(path.with_suffix(".json").read_text())[
+        "settings"]) == 64
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -135,6 +140,8 @@ def test_another_seed_is_taken_in(tmp_path):
               for seed in (7, 0) for row in first]
   (workdir / "behaviour").mkdir(parents=True)
   (workdir / "behaviour" / "rows.csv").write_text(results.as_csv(measured))
+  shutil.copy(DOCS / "results" / "behaviour.json",
+              workdir / "behaviour" / "rows.json")
   maker = shared.module_at(DOCS / "make_results.py")
   for _ in range(2):  # the second changes nothing
     assert maker.update(workdir, docs) == ["behaviour"]
@@ -153,7 +160,73 @@ def test_a_page_that_was_changed_by_hand_is_left_alone(tmp_path):
   shutil.copytree(DOCS / "results", docs / "results")
   (docs / "results.md").write_text(PAGE.replace("| PPO ", "| P. "))
   (workdir / "behaviour").mkdir(parents=True)
-  shutil.copy(DOCS / "results" / "behaviour.csv",
-              workdir / "behaviour" / "rows.csv")
+  for kind in ("csv", "json"):
+    shutil.copy(DOCS / "results" / f"behaviour.{kind}",
+                workdir / "behaviour" / f"rows.{kind}")
   with pytest.raises(ValueError, match="has not the tables of behaviour.csv"):
     shared.module_at(DOCS / "make_results.py").update(workdir, docs)
+
+
+@pytest.fixture(name="measured")
+def _measured(tmp_path):
+  """(docs, a workdir in which seed 2 of a study was measured by others)."""
+  docs, workdir = tmp_path / "docs", tmp_path / "studies"
+  docs.mkdir()
+  shutil.copy(DOCS / "results.md", docs)
+  shutil.copytree(DOCS / "results", docs / "results")
+  rows = results.from_csv((DOCS / "results" / "behaviour.csv").read_text())
+  (workdir / "behaviour").mkdir(parents=True)
+  (workdir / "behaviour" / "rows.csv").write_text(
+      results.as_csv(row for row in rows if row["seed"] == 2))
+  (workdir / "behaviour" / "rows.json").write_text('{"settings": "other"}')
+  return docs, workdir
+
+
+def test_seeds_of_other_settings_are_not_joined(measured):
+  docs, workdir = measured
+  maker = shared.module_at(DOCS / "make_results.py")
+  before = (docs / "results" / "behaviour.csv").read_text()
+  with pytest.raises(ValueError, match=(
+      "behaviour.csv has seeds 0,1, which .* than the workdir's 2: .*"
+      "behaviour.py --seeds=0,1, .* --without=0,1")):
+    maker.update(workdir, docs)
+  assert (docs / "results" / "behaviour.csv").read_text() == before
+  maker.update(workdir, docs, without=(0, 1))
+  kept = docs / "results" / "behaviour.csv"
+  rows = results.from_csv(kept.read_text())
+  assert {row["seed"] for row in rows} == {2}
+  assert "other" in kept.with_suffix(".json").read_text()
+  assert results.format_tables(registry.find("behaviour"), rows) in (
+      docs / "results.md").read_text()
+
+
+@pytest.mark.parametrize("gone, way_out", [
+    ("docs/results/behaviour.csv", "bring it back, or name it as its study"),
+    ("docs/results/behaviour.json", "bring it back, or name it as its study"),
+    ("studies/behaviour/rows.json", "give the study's command again"),
+])
+def test_what_is_not_there_is_named(measured, gone, way_out):
+  docs, workdir = measured
+  (docs.parent / gone).unlink()
+  with pytest.raises(ValueError, match=f"{gone} does not exist: {way_out}"):
+    shared.module_at(DOCS / "make_results.py").update(workdir, docs)
+
+
+def test_a_digest_that_says_nothing_is_named(measured):
+  docs, workdir = measured
+  (docs / "results" / "behaviour.json").write_text("[]")
+  with pytest.raises(ValueError, match="behaviour.json does not say what"):
+    shared.module_at(DOCS / "make_results.py").update(workdir, docs)
+
+
+@pytest.mark.parametrize("flags, message", [
+    ([], "--without=0,1"), (["--without=a"], "invalid seeds value: 'a'")])
+def test_the_command_ends_with_one_message(
+    measured, flags, message, monkeypatch, capsys):
+  docs, workdir = measured
+  maker = shared.module_at(DOCS / "make_results.py")
+  monkeypatch.setattr(maker, "DOCS", docs)
+  monkeypatch.setattr(sys, "argv", ["make_results.py", str(workdir), *flags])
+  with pytest.raises(SystemExit, match="2"):
+    maker.main()
+  assert message in capsys.readouterr().err
