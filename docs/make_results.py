@@ -91,8 +91,8 @@ def read(path: pathlib.Path, way_out: str) -> Measured:
   try:
     found = json.loads(digest.read_text())["settings"]
   except (ValueError, KeyError, TypeError):
-    raise ValueError(f"{digest} does not say what the seeds of {path.name} were "
-                     f"measured with: {way_out}") from None
+    raise ValueError(f"{digest} does not say what the seeds of {path.name} "
+                     f"were measured with: {way_out}") from None
   return Measured(results.from_csv(path.read_text()), found)
 
 
@@ -108,8 +108,8 @@ def joined(name: str, old: Measured, new: Measured, without: Collection[int]
     theirs, ours = (",".join(map(str, of)) for of in (new.seeds, stay))
     raise ValueError(
         f"docs/results/{name}.csv has seeds {ours}, which were measured with "
-        f"other settings than the workdir's {theirs}: no figure may be of both. "
-        f"Measure them again with --config=experiments/studies/{name}.py "
+        f"other settings than the workdir's {theirs}: no figure may be of both."
+        f" Measure them again with --config=experiments/studies/{name}.py "
         f"--seeds={ours}, or take them out of the CSV with --without={ours}.")
   rows = new.rows + [row for row in old.rows if row["seed"] in stay]
   return sorted(rows, key=lambda row: row["seed"])

@@ -68,8 +68,8 @@ def _weighted(proxy: np.ndarray, values: np.ndarray, of: np.ndarray) -> float:
 
 
 def kl(n):
-  """A bound from above on the KL of the best of n to the policy that is sampled,
-  in nats: log n - (n - 1)/n.
+  """A bound from above on the KL, in nats, of the best of n to the policy that
+  is sampled: log n - (n - 1)/n.
 
   It is the KL itself only where no two samples are alike; where they are, as
   short answers may be, the KL is less (Beirami et al. 2024, arXiv:2401.01879).

@@ -5,8 +5,9 @@ penalty, on reward models of several sizes and numbers of comparisons. All
 gains are over the policy at the start, in SDs of its samples' scores, so that
 gold and proxy, and one reward model and another, can be held against each
 other. The KL of best-of-n is a bound from above (`evals.best_of_n.kl`), as in
-the paper, that of RL an estimate. The gold score of best-of-n is on held-out prompts, that of RL on the
-prompts of each iteration, both against the start on the same kind of prompts.
+the paper, that of RL an estimate. The gold score of best-of-n is on held-out
+prompts, that of RL on the prompts of each iteration, both against the start on
+the same kind of prompts.
 
 The start of RL is the mean over the models' first iterations, which the start
 samples. A stage's key and order of prompts are of its name, so that the RL of
@@ -309,9 +310,10 @@ def tables(rows: Sequence[CsvRow]) -> list[Table]:
             ("reward model", "method", "d at best gold", "gold", "proxy",
              "d at the end", "gold", "proxy", "seeds that fall"),
             [_fall_cells(line) for line in found]),
-      Table("RL before the gold score nears its floor of 0, which the form does "
-            f"not know: up to where {WIDTH} iterations have lost more than "
-            f"{MOST_LOST:.0%} of what the start scores on held-out prompts",
+      Table("RL before the gold score nears its floor of 0, which the form "
+            f"does not know: up to where {WIDTH} iterations have lost more "
+            f"than {MOST_LOST:.0%} of what the start scores on held-out "
+            "prompts",
             ("reward model", "iterations", "alpha", "beta", "R²",
              "R² of means", "largest d", "peak d", "peak gain",
              "seeds with that peak inside"),

@@ -84,7 +84,8 @@ def tables(rows: Sequence[Row]) -> list[Table]:
       [(f"{count:,.0f}", *(accuracy(who, group) for group in GROUPS))
        for count, *who in by_count(rows)])
   left_out = Table(
-      "Five folds of labelers, %, each by its prompts", ("labelers", "accuracy", "paper"),
+      "Five folds of labelers, %, each by its prompts",
+      ("labelers", "accuracy", "paper"),
       [(label, measuring.shown(
           [100 * of for of in folds(rows, side).values()], 1), paper)
        for label, side, paper in (("learnt from", "inside", "72.4"),
