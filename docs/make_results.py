@@ -1,12 +1,17 @@
 """Puts what studies have measured into docs/results.md and docs/results/.
 
-  python docs/make_results.py runs/studies
+  python docs/make_results.py runs/studies [--without=0,1]
 
 Seeds that the workdir has take the place of the same seeds here; the others
-stay. Tables and figures are made anew of all of them; what is said about them
-is written by hand.
+stay, but for those of --without. Tables and figures are made anew of all of
+them; what is said about them is written by hand. Beside each CSV a JSON has the
+digest of what its seeds were measured with: with others none is joined.
 """
 
+import argparse
+from collections.abc import Collection
+import dataclasses
+import json
 import pathlib
 import sys
 import tempfile
@@ -19,36 +24,94 @@ if __name__ == "__main__":
 
 # pylint: disable=wrong-import-position
 from rlhf_jax.studies import registry, results
+from rlhf_jax.studies.study import Row
 
 
-def update(workdir: pathlib.Path, docs: pathlib.Path = DOCS) -> list[str]:
+@dataclasses.dataclass(frozen=True)
+class Measured:
+  """Seeds of a study.
+
+  Attributes:
+    rows: of all of them, in the seeds' order.
+    digest: of what they were measured with.
+  """
+
+  rows: list[Row]
+  digest: str
+
+  @property
+  def seeds(self) -> list[int]:
+    return sorted({row["seed"] for row in self.rows})
+
+
+def update(workdir: pathlib.Path, docs: pathlib.Path = DOCS,
+           without: Collection[int] = ()) -> list[str]:
   """Takes in the studies of a workdir; returns which.
 
+  Args:
+    workdir: of the studies.
+    docs: the folder of results.md.
+    without: seeds that are in docs and are to go.
+
   Raises:
-    ValueError: the page has not the tables of the rows beside it.
+    ValueError: a file is not there, the page has not the tables of the rows
+      beside it, or seeds were measured with other settings than others.
   """
-  page = (docs / "results.md").read_text()
   found = [name for name in registry.STUDIES
            if (workdir / name / "rows.csv").exists()]
   for name in found:
     kept = docs / "results" / f"{name}.csv"
-    old = results.from_csv(kept.read_text())
-    new = results.from_csv((workdir / name / "rows.csv").read_text())
-    page = _replaced(page, name, old, rows := joined(old, new))
+    old = read(
+        kept, f"bring it back, or name it as its study, {name}, is named")
+    new = read(workdir / name / "rows.csv", "give the study's command again, "
+               f"with --config=experiments/studies/{name}.py")
+    page = docs / "results.md"
+    rows = joined(name, old, new, without)
+    text = _replaced(page.read_text(), name, old.rows, rows)
     with tempfile.TemporaryDirectory() as folder:
       folder = epath.Path(folder)
-      results.write(registry.find(name), rows, folder)
-      kept.write_text((folder / "rows.csv").read_text())
-      kept.with_suffix(".svg").write_text((folder / "figure.svg").read_text())
-    (docs / "results.md").write_text(page)
+      results.write(registry.find(name), rows, folder, new.digest)
+      for ours, theirs in ((".csv", "rows.csv"), (".json", "rows.json"),
+                           (".svg", "figure.svg")):
+        kept.with_suffix(ours).write_text((folder / theirs).read_text())
+    page.write_text(text)
   return found
 
 
-def joined(old: list[results.Row], new: list[results.Row]
-           ) -> list[results.Row]:
-  """The rows of all seeds, in their order; of one that both have the new."""
-  seeds = {row["seed"] for row in new}
-  rows = new + [row for row in old if row["seed"] not in seeds]
+def read(path: pathlib.Path, way_out: str) -> Measured:
+  """A CSV and the JSON beside it.
+
+  Raises:
+    ValueError: one is not there, or has no digest; says the way out.
+  """
+  digest = path.with_suffix(".json")
+  for file in (path, digest):
+    if not file.exists():
+      raise ValueError(f"{file} does not exist: {way_out}")
+  try:
+    found = json.loads(digest.read_text())["settings"]
+  except (ValueError, KeyError, TypeError):
+    raise ValueError(f"{digest} does not say what the seeds of {path.name} "
+                     f"were measured with: {way_out}") from None
+  return Measured(results.from_csv(path.read_text()), found)
+
+
+def joined(name: str, old: Measured, new: Measured, without: Collection[int]
+           ) -> list[Row]:
+  """The rows of all seeds, in their order; of one that both have the new.
+
+  Raises:
+    ValueError: those that stay were measured with other settings.
+  """
+  stay = [seed for seed in old.seeds if seed not in {*new.seeds, *without}]
+  if stay and old.digest != new.digest:
+    theirs, ours = (",".join(map(str, of)) for of in (new.seeds, stay))
+    raise ValueError(
+        f"docs/results/{name}.csv has seeds {ours}, which were measured with "
+        f"other settings than the workdir's {theirs}: no figure may be of both."
+        f" Measure them again with --config=experiments/studies/{name}.py "
+        f"--seeds={ours}, or take them out of the CSV with --without={ours}.")
+  rows = new.rows + [row for row in old.rows if row["seed"] in stay]
   return sorted(rows, key=lambda row: row["seed"])
 
 
@@ -60,10 +123,21 @@ def _replaced(page: str, name: str, old, new) -> str:
   return page.replace(before, results.format_tables(of, new))
 
 
+def seeds(text: str) -> list[int]:
+  return [int(seed) for seed in text.split(",")]
+
+
 def main() -> None:
-  if len(sys.argv) != 2:
-    raise SystemExit(__doc__)
-  names = update(pathlib.Path(sys.argv[1]))
+  parser = argparse.ArgumentParser(
+      description=__doc__,
+      formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("workdir", type=pathlib.Path)
+  parser.add_argument("--without", default=[], type=seeds, metavar="SEEDS")
+  args = parser.parse_args()
+  try:
+    names = update(args.workdir, DOCS, args.without)
+  except ValueError as error:
+    parser.error(str(error))
   print(f"taken in: {', '.join(names) or 'nothing'}")
 
 

@@ -122,7 +122,9 @@ def run_stages(config, workdir: epath.Path) -> None:
   check_results(run)
   metrics.say(describe(run))
   prepare_first_data(run)
-  # the last that can be refused is done, so an older one may go
+  # the last that can be refused is done, so what is older may go
+  if unfinished(run):
+    forget_summary(workdir)
   checkpoint.write_json(workdir / "config.json", config.to_dict())
   try:
     for stage in config.stages:
@@ -138,6 +140,13 @@ def run_stages(config, workdir: epath.Path) -> None:
   checkpoint.write_json(workdir / "summary.json", summary)
   leave_report(workdir)
   metrics.say(summaries.format_summary(run, summary))
+
+
+def forget_summary(workdir: epath.Path) -> None:
+  """Removes that of an earlier finish: a run with stages to come has none, for
+  its figures would be shown as those of the settings that it has now."""
+  if jax.process_index() == 0:
+    storage.remove(workdir / "summary.json")
 
 
 def leave_report(workdir: epath.Path, *, is_failing: bool = False) -> None:
@@ -243,17 +252,30 @@ def check_workdir(config, workdir: epath.Path) -> None:
           f"{folder!r} has a comma, which would cut its path in two where "
           "comparisons are read; use another name.")
   for stage in config.stages:
-    path = workdir / stage / "settings.json"
-    if not path.exists():
-      continue
-    changes = config_lib.differing(
-        begun_with(path, config), config_lib.stage_keys(config, stage))
-    if changes:
+    if found := changes(config, workdir, stage):
       raise WorkdirError(
           f"{workdir / stage} was begun with other settings:\n  "
-          + "\n  ".join(changes)
+          + "\n  ".join(found)
           + "\nSet them back, use another --workdir, or remove that folder "
           "and those of the stages after it.")
+
+
+def changes(config, workdir: epath.Path, stage: str) -> list[str]:
+  """Of what a stage was begun with there, as `config.differing`; [] where it
+  was not begun."""
+  path = workdir / stage / "settings.json"
+  return config_lib.differing(
+      begun_with(path, config), config_lib.stage_keys(config, stage)
+  ) if path.exists() else []
+
+
+def is_all_done(config, workdir: epath.Path) -> bool:
+  """Whether every stage that a run makes itself is finished there, with these
+  settings."""
+  return all(
+      checkpoint.read_done(workdir / stage)
+      and not changes(config, workdir, stage)
+      for stage in config.stages if stage not in given_inputs(config))
 
 
 def begun_with(path: epath.Path, config) -> dict[str, Any]:

@@ -3,8 +3,9 @@
   python -m rlhf_jax.study --config=experiments/studies/alignment_tax.py
       [--workdir=runs/studies] [--seeds=0,1,2]
 
-Writes WORKDIR/NAME/rows.csv, tables.md and figure.svg. Runs that studies have
-in common are done once a workdir, and what is finished is not done again.
+Writes WORKDIR/NAME/rows.csv, tables.md and figure.svg, and a digest of what the
+rows were measured with as rows.json. Runs that studies have in common are done
+once a workdir, and what is finished is not done again.
 Seeds may be run side by side by one command each; the figure is of all that
 are measured.
 """
@@ -45,7 +46,8 @@ def run_study(study, workdir: epath.Path, asked: list[str] | None) -> None:
     driver.run_all(study, workdir, seed)
     driver.measure(study, of, workdir, seed)
     tables = results.write(
-        of, driver.measured(study, workdir), workdir / study.name)
+        of, driver.measured(study, of, workdir), workdir / study.name,
+        driver.digest(study, of))
   metrics.say(f"\n{of.about}\n\n{tables}\n\nwritten: {workdir / study.name}/"
               "{rows.csv,tables.md,figure.svg}")
 

@@ -72,8 +72,9 @@ def compiled_by_stage(run: Run) -> dict[str, Any]:
 
 def folds(done: Mapping[str, Any]) -> dict[str, Any]:
   """Accuracy on the labelers whom the folds' reward models learnt from
-  (`inside`) and on those left out (`heldout`): mean and standard deviation
-  over folds, as in App. E.2, and the folds' own."""
+  (`inside`) and on those left out (`heldout`), as in App. E.2: the mean, in
+  which a fold weighs by its prompts, for a group of fewer labelers has fewer;
+  the standard deviation over folds; and the folds' own."""
   by_fold = {
       stage: content["figures"]["fold_accuracy"]
       for stage, content in done.items()
@@ -82,8 +83,9 @@ def folds(done: Mapping[str, Any]) -> dict[str, Any]:
     return {}
   found = {"folds": by_fold}
   for side in ("inside", "heldout"):
-    means = [of[side]["mean"] for of in by_fold.values()]
-    found[side] = {"mean": statistics.fmean(means),
+    means, prompts = zip(*(
+        (of[side]["mean"], of[side]["n"]) for of in by_fold.values()))
+    found[side] = {"mean": statistics.fmean(means, prompts),
                    "sd": statistics.stdev(means),
                    "pairs": sum(of[side]["pairs"] for of in by_fold.values())}
   return found
@@ -220,7 +222,7 @@ def format_folds(found: Mapping[str, Any]) -> str:
       f"{100 * of['mean']:.1f} ± {100 * of['sd']:.1f} %"
       for of in (found["inside"], found["heldout"]))
   return (f"accuracy on labelers learnt from {inside}, on labelers left out "
-          f"{heldout} (mean and SD of {len(found['folds'])} folds)")
+          f"{heldout} (mean over prompts, SD of {len(found['folds'])} folds)")
 
 
 def round_rows(by_round: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -24,6 +24,7 @@ from rlhf_jax.data.records import DataError
 from rlhf_jax.data.smallworld import Smallworld
 from rlhf_jax.data.smallworld.rubric import Judgment, Parts
 from rlhf_jax.evals import preferences
+from rlhf_jax.report import folder as report_folder
 from tests import results, tiny_run
 
 STAGES = ("pretrain", "sft", "collect", "rm", "rl_init", "ppo", "evaluate")
@@ -459,6 +460,19 @@ def test_an_interrupted_stage_ends_as_an_uninterrupted_one(
   assert checkpoint.read_done(tmp_path / stage) is None
   tiny_run.run(config, tmp_path)
   assert_same_result(stage, tmp_path, base)
+
+
+def test_a_run_with_stages_to_come_has_no_summary(base, tmp_path):
+  """Nor does its report show that of an earlier end."""
+  workdir = shutil.copytree(
+      base.workdir, tmp_path / "again",
+      ignore=shutil.ignore_patterns("tensorboard"))
+  (workdir / "evaluate" / "done.json").unlink()
+  assert report_folder.read(workdir).summary
+  with mock.patch.dict(pipeline.STAGES, evaluate=mock.Mock(
+      side_effect=KeyboardInterrupt)), pytest.raises(KeyboardInterrupt):
+    tiny_run.run(base.config, workdir)
+  assert not report_folder.read(workdir).summary
 
 
 def test_evaluation_alone_does_the_same(base, tmp_path):

@@ -68,19 +68,22 @@ def _weighted(proxy: np.ndarray, values: np.ndarray, of: np.ndarray) -> float:
 
 
 def kl(n):
-  """Of the best of n to the policy that is sampled, in nats: log n - (n - 1)/n.
+  """A bound from above on the KL, in nats, of the best of n to the policy that
+  is sampled: log n - (n - 1)/n.
 
-  Exact where no two samples are alike; where they are it is an upper bound
-  (Beirami et al. 2024, arXiv:2401.01879).
+  It is the KL itself only where no two samples are alike; where they are, as
+  short answers may be, the KL is less (Beirami et al. 2024, arXiv:2401.01879).
   """
   return np.log(n) - (n - 1) / n
 
 
 def at_kl(proxy: np.ndarray, values: np.ndarray, nats: float
           ) -> tuple[float, np.ndarray] | None:
-  """The expected value of the best of as many as have a KL of `nats`.
+  """The expected value of the best of as many as have a KL of `nats` at most.
 
-  Between two whole n it is interpolated in the KL.
+  It is `kl` that says so, a bound: where samples are alike the best of more
+  would have that KL, and n is too small. Between two whole n it is
+  interpolated in the bound.
 
   Returns:
     (n, a broken number; float64 [P]), or None beyond the best of N.

@@ -1,7 +1,7 @@
 """The forms of over-optimisation (Gao et al. 2022, arXiv:2210.10760).
 
-With d the root of the KL to the policy at the start, in nats, the gold score
-gains on that policy's
+With d the root of the KL to the policy at the start, in nats (of best-of-n the
+bound of `best_of_n.kl`, as in the paper), the gold score gains on that policy's
 
   best-of-n   R(d) = d (alpha - beta d)
   RL          R(d) = d (alpha - beta log d)

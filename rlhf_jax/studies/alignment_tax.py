@@ -81,12 +81,13 @@ def sweeps(rows: Sequence[Row]) -> dict[str, list[tuple[float, str, str]]]:
 
 def recovered(rows: Sequence[Row], figure: Figure) -> float:
   """The share of what PPO lost since rl_init that PPO-ptx has: 1 is all of it,
-  more than 1 better than before; NaN where nothing was lost."""
+  more than 1 better than before; NaN where PPO is no worse than rl_init."""
+  sign = -1 if figure.is_loss else 1  # more is better
   before, taxing, mended = (
-      measuring.value(rows, run=run, policy=policy, **figure.of)
+      sign * measuring.value(rows, run=run, policy=policy, **figure.of)
       for run, policy in (BEFORE, TAXING, MENDED))
   lost = before - taxing
-  return (mended - taxing) / lost if lost else math.nan
+  return (mended - taxing) / lost if lost > 0 else math.nan
 
 
 def tables(rows: Sequence[Row]) -> list[Table]:
@@ -106,15 +107,20 @@ def tables(rows: Sequence[Row]) -> list[Table]:
             else ""),
         (coefficient, *titles),
         [(f"{at:g}", *line(*who)) for at, *who in points]))
-  shares = [
-      measuring.by_seed(rows, functools.partial(recovered, figure=figure))
-      for figure in TAXED]
   found.append(Table(
-      "Of what PPO loses since rl_init, the share that PPO-ptx has",
-      ("figure", "share"),
-      [(figure.title, measuring.shown(list(share.values()), 2))
-       for figure, share in zip(TAXED, shares)]))
+      "Of what PPO loses since rl_init, the share that PPO-ptx has; of the "
+      "seeds in which PPO loses any",
+      ("figure", "share", "seeds that lose"),
+      [(figure.title, *_share_cells(rows, figure)) for figure in TAXED]))
   return found
+
+
+def _share_cells(rows: Sequence[Row], figure: Figure) -> tuple[str, str]:
+  shares = measuring.by_seed(
+      rows, functools.partial(recovered, figure=figure))
+  seeds = measuring.values(rows, run=TAXING[0], policy=TAXING[1], **figure.of)
+  return (measuring.shown(list(shares.values()), 2),
+          f"{len(shares)} of {len(seeds)}")
 
 
 def draw(rows: Sequence[Row], figure) -> None:
@@ -136,4 +142,4 @@ def draw(rows: Sequence[Row], figure) -> None:
 
 STUDY = Study(
     "Does a higher KL pay the alignment tax, or only pretraining gradients?",
-    measure, tables, draw)
+    measure, tables, draw, measuring.SETTINGS)

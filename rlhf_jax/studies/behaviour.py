@@ -56,4 +56,5 @@ def draw(rows: Sequence[Row], figure) -> None:
 
 
 STUDY = Study(
-    "What do the policies do that labelers mark?", measure, tables, draw)
+    "What do the policies do that labelers mark?",
+    measure, tables, draw, measuring.SETTINGS)

@@ -1,9 +1,11 @@
-"""Best-of-n against PPO at an equal KL to the policy that both start from.
+"""Best-of-n against PPO at PPO's KL to the policy that both start from.
 
 Best-of-n takes, of the start's samples, that which the reward model scores
 highest: nothing is trained, and n is its only setting. Every PPO policy that
 optimised the same reward model answers the same held-out prompts, and is held
-against the best of as many samples as have its KL.
+against the best of as many samples as have its KL at most. That of best-of-n is
+known by a bound from above (`evals.best_of_n.kl`), that of PPO exactly: where
+samples are alike best-of-n could have more of them at PPO's KL.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -113,8 +115,8 @@ def _points(judge, prompts, ours, theirs) -> list[float]:
 
 
 def curve(start: Scored) -> Iterator[tuple[str, Row]]:
-  """Yields (best_of_N, Row) of KL, gold and proxy for n up to half the
-  samples."""
+  """Yields (best_of_N, Row) of the bound of the KL, gold and proxy for n up to
+  half the samples."""
   for n in best_of_n.powers_of_two(start.proxy.shape[1] // 2):
     yield f"best_of_{n}", results.constant(
         "kl", best_of_n.kl(n), len(start.proxy))
@@ -124,8 +126,10 @@ def curve(start: Scored) -> Iterator[tuple[str, Row]]:
 
 
 def beside(start: Scored, found: Scored, kls: np.ndarray) -> Iterator[Row]:
-  """Yields a policy's KL, gold and proxy, and where best-of-n reaches that KL
-  what it has there and what the policy has more.
+  """Yields a policy's KL, gold and proxy, and where the bound of best-of-n's KL
+  reaches that what it has there and what the policy has more.
+
+  `n_of_equal_kl` is of an equal bound: at an equal KL n would be no smaller.
 
   Args:
     start: whose samples best-of-n takes.
@@ -223,23 +227,38 @@ def tables(rows: Sequence[CsvRow]) -> list[Table]:
   """PPO at an equal KL, and how often all are preferred to SFT."""
   found = policies(rows)
   return [
-      Table("PPO against the best of n at its KL: mean and range of the seeds, "
-            "of the gold difference also a seed's 95 % interval over prompts",
+      Table("PPO against the best of n whose KL is at most PPO's, by the bound "
+            "log n - (n - 1)/n: mean and range of the seeds, of the gold "
+            "difference also a seed's 95 % interval over prompts; a line is of "
+            "the seeds whose KL the bound reaches",
             ("policy", "KL", "n", "gold", "of best-of-n", "difference",
-             "interval", "proxy", "of best-of-n", "difference"),
-            [[*_cells(rows, policy, (
-                "kl", "n_of_equal_kl", "gold", "gold_of_best_of_n",
-                "gold_over_best_of_n")),
-              _over_prompts(rows, policy, "gold_over_best_of_n"),
-              *_cells(rows, policy, (
-                  "proxy", "proxy_of_best_of_n", "proxy_over_best_of_n"))[1:]]
+             "interval", "proxy", "of best-of-n", "difference", "seeds"),
+            [_compared(rows, policy)
              for policy in found if policy.task == "ppo"]),
       Table("How often held-out labelers prefer it to SFT: mean and range of "
-            "the seeds", ("policy", "KL", "gold", "win rate"),
+            "the seeds; the KL of best-of-n is a bound from above",
+            ("policy", "KL", "gold", "win rate"),
             [_cells(rows, policy, ("kl", "gold", "win_rate"))
              for policy in found if measuring.values(
                  rows, run=policy.run, policy=policy.name, name="win_rate")]),
   ]
+
+
+_COMPARED = ("kl", "n_of_equal_kl", "gold", "gold_of_best_of_n",
+             "gold_over_best_of_n", "proxy", "proxy_of_best_of_n",
+             "proxy_over_best_of_n")
+
+
+def _compared(rows: Sequence[CsvRow], policy: Policy) -> list[str]:
+  """A line of the seeds that have all of it: a mean of other seeds than the
+  one beside it would compare seeds."""
+  seeds = [set(_by_seed(rows, policy, name)) for name in _COMPARED]
+  kept = set.intersection(*seeds)
+  ours = [row for row in rows if row["seed"] in kept]
+  label, *cells = _cells(ours, policy, _COMPARED)
+  return [label, *cells[:5],
+          _over_prompts(ours, policy, "gold_over_best_of_n"), *cells[5:],
+          f"{len(kept)} of {len(set.union(*seeds))}"]
 
 
 def draw(rows: Sequence[CsvRow], figure: Any) -> None:
@@ -254,16 +273,21 @@ def draw(rows: Sequence[CsvRow], figure: Any) -> None:
     for number, policy in enumerate(
         policy for policy in found if policy.task == "ppo"):
       _draw_policy(panel, rows, name, policy, number)
-    panel.set(title=titles[name], xlabel="KL to the start, nats")
+    panel.set(title=titles[name],
+              xlabel="KL to the start, nats (of best-of-n a bound)")
   handles, labels = panels["gold"].get_legend_handles_labels()
   figure.legend(handles, labels, loc="outside lower center", ncols=3)
 
 
 def _found(rows: Sequence[CsvRow], policy: Policy, name: str) -> list[float]:
   """A figure of each seed."""
-  return list(measuring.values(
-      rows, run=policy.run, policy=policy.name, task=policy.task,
-      name=name).values())
+  return list(_by_seed(rows, policy, name).values())
+
+
+def _by_seed(rows: Sequence[CsvRow], policy: Policy, name: str
+             ) -> dict[int, float]:
+  return measuring.values(
+      rows, run=policy.run, policy=policy.name, task=policy.task, name=name)
 
 
 def _draw_curve(panel: Any, rows: Sequence[CsvRow], name: str,
@@ -293,4 +317,7 @@ def _draw_policy(panel: Any, rows: Sequence[CsvRow], name: str, policy: Policy,
 
 STUDY = Study(
     "Which gains more at an equal KL, best-of-n or PPO?",
-    measure, tables, draw)
+    measure, tables, draw, settings={
+        "num_prompts": NUM_PROMPTS, "num_samples": NUM_SAMPLES,
+        "num_answers": NUM_ANSWERS, "num_judged": NUM_JUDGED,
+        "judged_sizes": JUDGED_SIZES})

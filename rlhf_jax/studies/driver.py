@@ -9,6 +9,7 @@ measurement, so that an interrupted study goes on with the same command.
 
 from collections.abc import Iterator, Mapping
 import graphlib
+import hashlib
 import json
 from typing import Any
 
@@ -154,8 +155,10 @@ def _copy(source: epath.Path, target: epath.Path) -> None:
 
 
 def is_finished(config: ml_collections.ConfigDict, folder: epath.Path) -> bool:
-  """Whether a run ended with these very settings."""
-  if not (folder / "summary.json").exists():
+  """Whether a run ended with these very settings, and has all its stages still:
+  a summary alone may be of an earlier end."""
+  if not (folder / "summary.json").exists() or (
+      not pipeline.is_all_done(config, folder)):
     return False
   return not config_lib.differing(
       json.loads((folder / "config.json").read_text()), config.to_dict())
@@ -164,8 +167,8 @@ def is_finished(config: ml_collections.ConfigDict, folder: epath.Path) -> bool:
 def measure(study: ml_collections.ConfigDict, of: Study, workdir: epath.Path,
             seed: int) -> None:
   """Measures a seed's runs, which are finished, unless that was done."""
-  path = workdir / study.name / f"seed{seed}.json"
-  if _is_measured(study, path):
+  path = _path(study, workdir, seed)
+  if path.exists() and not stale(study, of, workdir, seed):
     metrics.say(f"\n=== {study.name}, seed {seed}: measured before in {path}")
     return
   metrics.say(f"\n=== {study.name}, seed {seed}: measuring")
@@ -175,34 +178,89 @@ def measure(study: ml_collections.ConfigDict, of: Study, workdir: epath.Path,
       {"seed": seed, **result.as_json()} for result in of.measure(runs)]
   rows += _seconds(runs, seed)
   path.parent.mkdir(parents=True, exist_ok=True)
-  checkpoint.write_json(path, {"study": _settings(study), "rows": rows})
+  checkpoint.write_json(path, {
+      "settings": settings(study, of),
+      "stages": _stages(study, workdir, seed), "rows": rows})
   jax.clear_caches()
 
 
-def _is_measured(study: ml_collections.ConfigDict, path: epath.Path) -> bool:
-  return path.exists() and not config_lib.differing(
-      json.loads(path.read_text())["study"], _settings(study))
+def _path(study: ml_collections.ConfigDict, workdir: epath.Path, seed: int
+          ) -> epath.Path:
+  return workdir / study.name / f"seed{seed}.json"
 
 
-def _settings(study: ml_collections.ConfigDict) -> dict[str, Any]:
-  """What a measurement depends on: not how many seeds there are."""
-  return json.loads(json.dumps({"runs": study.runs.to_dict()}))
+def stale(study: ml_collections.ConfigDict, of: Study, workdir: epath.Path,
+          seed: int) -> str:
+  """Why a seed's figures are not those of what is there now, "" if they are.
+
+  A stage that is gone, as to save disk, is no reason: nothing else than what
+  was measured is there.
+  """
+  found = json.loads(_path(study, workdir, seed).read_text())
+  if changes := config_lib.differing(
+      found.get("settings", {}), settings(study, of)):
+    more = f" and {len(changes) - 1} more" if len(changes) > 1 else ""
+    return f"it was measured with other settings ({changes[0]}{more})"
+  again = [stage for stage, digest in _stages(study, workdir, seed).items()
+           if found["stages"].get(stage) != digest]
+  return f"{', '.join(again)} was made again since" if again else ""
+
+
+def settings(study: ml_collections.ConfigDict, of: Study) -> dict[str, Any]:
+  """All that a measurement depends on but its seed: what the results of each
+  run's own stages depend on, whose stages it takes, what is measured by."""
+  return json.loads(json.dumps({
+      "runs": {name: {"taken": taken(run), "stages": {
+          stage: config_lib.stage_keys(run, stage) for stage in _own(run)}}
+               for name, run in study.runs.items()},
+      "measured_by": dict(of.settings)}))
+
+
+def digest(study: ml_collections.ConfigDict, of: Study) -> str:
+  """Of `settings`: seeds of one study may be joined where it is the same."""
+  return _sha256(json.dumps(settings(study, of), sort_keys=True))
+
+
+def _sha256(text: str) -> str:
+  return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _own(run: ml_collections.ConfigDict) -> list[str]:
+  """The stages that a run makes itself."""
+  return [stage for stage in run.stages if not run.inputs.get(stage)]
+
+
+def _stages(study: ml_collections.ConfigDict, workdir: epath.Path, seed: int
+            ) -> dict[str, str]:
+  """"RUN/STAGE" -> the digest of what it left as done, of all that are."""
+  paths = {f"{name}/{stage}":
+               seed_folder(workdir, seed) / name / stage / "done.json"
+           for name in order(study) for stage in _own(study.runs[name])}
+  return {stage: _sha256(path.read_text())
+          for stage, path in paths.items() if path.exists()}
 
 
 def _seconds(runs: Mapping[str, Run], seed: int) -> Iterator[Row]:
   """Yields how long each run's own stages took."""
   for name, run in runs.items():
-    for stage in run.config.stages:
-      if not run.config.inputs.get(stage):
-        seconds = checkpoint.read_done(run.stage_dir(stage))["seconds"]
-        yield {"seed": seed, "run": name, "policy": stage, "task": "stage",
-               "name": "seconds", "mean": seconds, "low": None, "high": None,
-               "n": 1}
+    for stage in _own(run.config):
+      seconds = checkpoint.read_done(run.stage_dir(stage))["seconds"]
+      yield {"seed": seed, "run": name, "policy": stage, "task": "stage",
+             "name": "seconds", "mean": seconds, "low": None, "high": None,
+             "n": 1}
 
 
-def measured(study: ml_collections.ConfigDict, workdir: epath.Path
+def measured(study: ml_collections.ConfigDict, of: Study, workdir: epath.Path
              ) -> list[Row]:
-  """The rows of all seeds that are measured so far, in the seeds' order."""
-  paths = (workdir / study.name / f"seed{seed}.json" for seed in study.seeds)
-  return [row for path in paths if _is_measured(study, path)
-          for row in json.loads(path.read_text())["rows"]]
+  """The rows of all seeds that are measured so far, in the seeds' order; says
+  of which they are not current."""
+  rows: list[Row] = []
+  for seed in study.seeds:
+    path = _path(study, workdir, seed)
+    if not path.exists():
+      continue
+    if why := stale(study, of, workdir, seed):
+      metrics.say(f"{path} is left out: {why}; --seeds={seed} measures it anew")
+      continue
+    rows += json.loads(path.read_text())["rows"]
+  return rows

@@ -15,6 +15,7 @@ from rlhf_jax.studies.study import Row
 
 # Of every study: held-out prompts, and windows of held-out pretraining text.
 NUM_PROMPTS, NUM_WINDOWS = 512, 512
+SETTINGS = {"num_prompts": NUM_PROMPTS, "num_windows": NUM_WINDOWS}
 
 
 def evaluate(runs: Mapping[str, Run], policies: Mapping[str, Sequence[str]],

@@ -77,4 +77,4 @@ def draw(rows: Sequence[Row], figure) -> None:
 
 STUDY = Study(
     "Is a small aligned model preferred to a large one that is not?",
-    measure, tables, draw)
+    measure, tables, draw, measuring.SETTINGS)

@@ -4,8 +4,16 @@ Gao et al. 2022, arXiv:2210.10760, Figure 1: best-of-n and RL without a KL
 penalty, on reward models of several sizes and numbers of comparisons. All
 gains are over the policy at the start, in SDs of its samples' scores, so that
 gold and proxy, and one reward model and another, can be held against each
-other. The gold score of best-of-n is on held-out prompts, that of RL on the
-prompts of each iteration, both against the start on the same kind of prompts.
+other. The KL of best-of-n is a bound from above (`evals.best_of_n.kl`), as in
+the paper, that of RL an estimate. The gold score of best-of-n is on held-out
+prompts, that of RL on the prompts of each iteration, both against the start on
+the same kind of prompts.
+
+The start of RL is the mean over the models' first iterations, which the start
+samples. A stage's key and order of prompts are of its name, so that the RL of
+the two smaller reward models, both named `ppo`, share their noise: in the first
+iteration they have the same samples, which the mean has twice, and their later
+curves are not independent of each other.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,7 +37,10 @@ START = "main", "rl_init"  # whose samples best-of-n takes
 NUM_PROMPTS = 96
 NUM_SAMPLES = 256
 WIDTH = 5  # iterations whose mean is a point of figures and tables
-NEAR_FLOOR = 0.9  # of the way from the start's gold score to 0
+# What RL may lose before its gold score is near the floor of 0, as a share of
+# what the start scores on held-out prompts: its score on RL's own prompts,
+# which its gains are over, is in no row.
+MOST_LOST = 0.9
 
 Stage = tuple[str, str]  # run, stage
 
@@ -43,14 +54,15 @@ class Model:
   ppo: Stage
 
 
+# "all" are those that cleaning leaves of 4,500 prompts, some 4,320.
 MODELS = (
     Model("940 k, 250 comparisons", ("counts", "rm@n250"),
           ("gao", "ppo@n250")),
     Model("940 k, 1,000 comparisons", ("counts", "rm@n1000"),
           ("gao", "ppo@n1000")),
-    Model("940 k, 4,500 comparisons", ("main", "rm"), ("gao", "ppo@n4500")),
-    Model("220 k, 4,500 comparisons", ("gao_220k", "rm"), ("gao_220k", "ppo")),
-    Model("60 k, 4,500 comparisons", ("gao_60k", "rm"), ("gao_60k", "ppo")),
+    Model("940 k, all comparisons", ("main", "rm"), ("gao", "ppo@n4500")),
+    Model("220 k, all comparisons", ("gao_220k", "rm"), ("gao_220k", "ppo")),
+    Model("60 k, all comparisons", ("gao_60k", "rm"), ("gao_60k", "ppo")),
 )
 
 
@@ -76,6 +88,7 @@ def measure(runs: Mapping[str, Run]) -> Iterator[Result]:
     for policy, task, row in best_of(scores / sds[model], gold / gold.std()):
       yield Result(name, f"{stage}{policy}", task, row)
   curves = {model: read_curve(runs, model) for model in models}
+  # runs of one stage name share their noise, and count it more than once
   start = np.mean([curve.gold[0] for curve in curves.values()])
   for model, curve in curves.items():
     name, stage = model.ppo
@@ -224,7 +237,7 @@ class Line:
 
   Attributes:
     method: "best-of-n" or "RL".
-    d: sqrt(KL).
+    d: ROOT.
     gold, proxy: gains.
     seeds: seed -> its gold gains.
   """
@@ -238,6 +251,10 @@ class Line:
   seeds: Mapping[Any, np.ndarray]
 
 
+ROOT = "sqrt(KL), of best-of-n the root of a bound of it from above"
+# Of each method's panel.
+AXES = {"best-of-n": "sqrt of a bound of the KL to the start",
+        "RL": "sqrt(KL) to the start"}
 METHODS: dict[str, tuple[str, Form]] = {
     "best-of-n": ("best_of_n", BEST_OF_N), "RL": ("rl", RL)}
 
@@ -283,20 +300,23 @@ def tables(rows: Sequence[CsvRow]) -> list[Table]:
   found = lines(rows)
   return [
       Table("Fitted forms: mean and range of the seeds; gains in SDs of the "
-            "start's samples, d = sqrt(KL)",
+            f"start's samples, d = {ROOT}",
             ("reward model", "method", "alpha", "beta", "R²", "R² of means",
-             "peak d", "peak gain", "largest d", "peak inside"),
+             "largest d", "peak d", "peak gain", "seeds with a peak",
+             "peak inside"),
             [_fit_cells(rows, line) for line in found]),
       Table("Where the proxy rises and the gold score falls: means of the "
-            f"seeds, of RL over {WIDTH} iterations",
+            f"seeds, of RL over {WIDTH} iterations; d = {ROOT}",
             ("reward model", "method", "d at best gold", "gold", "proxy",
              "d at the end", "gold", "proxy", "seeds that fall"),
             [_fall_cells(line) for line in found]),
-      Table("RL while the gold score is above its floor of 0, which the form "
-            f"does not know: up to where {WIDTH} iterations have less than "
-            f"{1 - NEAR_FLOOR:.0%} of the start's",
+      Table("RL before the gold score nears its floor of 0, which the form "
+            f"does not know: up to where {WIDTH} iterations have lost more "
+            f"than {MOST_LOST:.0%} of what the start scores on held-out "
+            "prompts",
             ("reward model", "iterations", "alpha", "beta", "R²",
-             "R² of means", "peak d", "peak gain", "largest d"),
+             "R² of means", "largest d", "peak d", "peak gain",
+             "seeds with that peak inside"),
             [_floor_cells(rows, line) for line in found
              if line.method == "RL"]),
   ]
@@ -304,7 +324,11 @@ def tables(rows: Sequence[CsvRow]) -> list[Table]:
 
 @dataclasses.dataclass(frozen=True)
 class AboveFloor:
-  """RL's form by the iterations before the gold score is near its floor."""
+  """RL's form by the iterations before MOST_LOST is lost.
+
+  Attributes:
+    number: of those iterations.
+  """
 
   number: int
   fit: Fit
@@ -312,15 +336,20 @@ class AboveFloor:
 
 
 def above_floor(rows: Sequence[CsvRow], line: Line) -> list[AboveFloor]:
-  """A fit a seed, where there are enough iterations."""
+  """A fit a seed, where there are enough iterations.
+
+  The cut is at a loss of gold, which the rows have: the gains of RL are over
+  the start on RL's prompts, and lost is as much as MOST_LOST of the start's
+  score on held-out ones.
+  """
   start = {name: measuring.values(
       rows, run=START[0], policy=START[1], task="start", name=name)
            for name in ("gold", "gold_sd")}
   of, found = points(rows, "rl", line.stage), []
   for seed, gold in of["gold_gain"].items():
-    floor = -start["gold"][seed] / start["gold_sd"][seed]
-    is_near = binned(gold) < NEAR_FLOOR * floor
-    number = WIDTH * int(is_near.argmax()) if is_near.any() else len(gold)
+    lost = MOST_LOST * start["gold"][seed] / start["gold_sd"][seed]
+    is_lost = binned(gold) < -lost
+    number = WIDTH * int(is_lost.argmax()) if is_lost.any() else len(gold)
     d, gold = of["d"][seed][:number], gold[:number]
     if (d > 0).sum() >= 4 * WIDTH:
       fit = overoptimisation.fit(RL, d, gold)
@@ -330,14 +359,16 @@ def above_floor(rows: Sequence[CsvRow], line: Line) -> list[AboveFloor]:
 
 
 def _floor_cells(rows: Sequence[CsvRow], line: Line) -> list[str]:
+  """A peak outside of the iterations says nothing of them."""
   found = above_floor(rows, line)
   fits = [of.fit for of in found]
   peaks = [fit.peak for fit in fits if fit.has_peak_inside]
   return [line.label, *(measuring.shown(values, digits) for values, digits in (
       ([of.number for of in found], 0), ([fit.alpha for fit in fits], 2),
       ([fit.beta for fit in fits], 2), ([fit.r2 for fit in fits], 2),
-      ([of.r2_of_means for of in found], 2), ([d for d, _ in peaks], 2),
-      ([gain for _, gain in peaks], 2), ([fit.max_d for fit in fits], 2)))]
+      ([of.r2_of_means for of in found], 2), ([fit.max_d for fit in fits], 2),
+      ([d for d, _ in peaks], 2), ([gain for _, gain in peaks], 2))),
+          f"{len(peaks)} of {len(found)}"]
 
 
 def _of_fit(line: Line, name: str) -> dict[str, str]:
@@ -346,11 +377,14 @@ def _of_fit(line: Line, name: str) -> dict[str, str]:
 
 
 def _fit_cells(rows: Sequence[CsvRow], line: Line) -> list[str]:
-  names = ("alpha", "beta", "r2", "r2_of_means", "peak_d", "peak_gain", "max_d")
-  inside = measuring.values(rows, **_of_fit(line, "peak_is_inside"))
+  """Of a form without a peak, or with one far away, no seed has a row."""
+  names = ("alpha", "beta", "r2", "r2_of_means", "max_d", "peak_d", "peak_gain")
+  inside, peaks = (measuring.values(rows, **_of_fit(line, name))
+                   for name in ("peak_is_inside", "peak_d"))
   return [line.label, line.method,
           *(measuring.spread(rows, 2, **_of_fit(line, name))
             for name in names),
+          f"{len(peaks)} of {len(inside)}",
           f"{sum(inside.values()):.0f} of {len(inside)}"]
 
 
@@ -381,7 +415,7 @@ def draw(rows: Sequence[CsvRow], figure: Any) -> None:
         color=color, fmt="o", markersize=3, linewidth=0.8)
     _draw_form(panel, rows, line, color)
   for method, panel in panels.items():
-    panel.set(title=method, xlabel="sqrt(KL) to the start")
+    panel.set(title=method, xlabel=AXES[method])
     panel.axhline(0, color=charts.GREY, linewidth=0.8)
   panels["best-of-n"].set_ylabel("gain over the start, SDs of its samples")
   _legend(figure, panels["RL"], colors)
@@ -414,4 +448,6 @@ def _legend(figure: Any, panel: Any, colors: Mapping[str, str]) -> None:
 
 STUDY = Study(
     "How far can a reward model be optimised before the gold score falls?",
-    measure, tables, draw)
+    measure, tables, draw, settings={
+        "num_prompts": NUM_PROMPTS, "num_samples": NUM_SAMPLES,
+        "width": WIDTH})

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 import csv
 import importlib.util
 import io
+import json
 
 from etils import epath
 import tabulate
@@ -19,12 +20,21 @@ def check_drawing() -> None:
                       "run pip install -e '.[studies]'")
 
 
-def write(of: Study, rows: Sequence[Row], folder: epath.Path) -> str:
-  """Writes rows.csv, tables.md and figure.svg; returns the tables."""
+def write(of: Study, rows: Sequence[Row], folder: epath.Path, digest: str
+          ) -> str:
+  """Writes rows.csv, rows.json, tables.md and figure.svg; returns the tables.
+
+  Args:
+    of: the study.
+    rows: of all its seeds.
+    folder: of those files.
+    digest: of what all of the rows were measured with, as of `driver`.
+  """
   import matplotlib  # pylint: disable=import-outside-toplevel
   from matplotlib import figure  # pylint: disable=import-outside-toplevel
   text = as_csv(rows)
   (folder / "rows.csv").write_text(text)
+  (folder / "rows.json").write_text(json.dumps({"settings": digest}) + "\n")
   rows = from_csv(text)  # what follows can be made from the file again
   tables = format_tables(of, rows)
   (folder / "tables.md").write_text(f"# {of.about}\n\n{tables}\n")

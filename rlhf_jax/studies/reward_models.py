@@ -50,21 +50,28 @@ def _of_model(run: str, model: Mapping) -> Iterator[Result]:
 
 
 def by_count(rows: Sequence[Row]) -> list[tuple[float, str, str]]:
-  """(comparisons, run, reward model) of those that differ in nothing else."""
-  of = {(row["run"], row["policy"]): row["mean"] for row in rows
-        if row["task"] == "setting" and row["run"] in ("main", "counts")}
-  return sorted((count, *who) for who, count in of.items())
+  """(comparisons, run, reward model) of those that differ in nothing else; the
+  mean over seeds, for cleaning leaves not as many of each."""
+  whos = dict.fromkeys(
+      (row["run"], row["policy"]) for row in rows
+      if row["task"] == "setting" and row["run"] in ("main", "counts"))
+  return sorted((measuring.value(rows, run=run, policy=policy, task="setting",
+                                 name="comparisons"), run, policy)
+                for run, policy in whos)
 
 
 def folds(rows: Sequence[Row], side: str) -> dict[int, float]:
-  """Seed -> mean accuracy over the folds."""
+  """Seed -> mean accuracy over the folds, each by its prompts: groups of two
+  labelers have three times as many as a group of one."""
   return measuring.by_seed(rows, lambda of: _mean(
-      [row["mean"] for row in of
+      [(row["mean"], row["n"]) for row in of
        if row["task"] == "fold" and row["name"] == side]))
 
 
-def _mean(found: Sequence[float]) -> float:
-  return sum(found) / len(found) if found else math.nan
+def _mean(found: Sequence[tuple[float, int]]) -> float:
+  """Of (figure, how much it weighs); NaN of none."""
+  weight = sum(n for _, n in found)
+  return sum(of * n for of, n in found) / weight if weight else math.nan
 
 
 def tables(rows: Sequence[Row]) -> list[Table]:
@@ -77,7 +84,8 @@ def tables(rows: Sequence[Row]) -> list[Table]:
       [(f"{count:,.0f}", *(accuracy(who, group) for group in GROUPS))
        for count, *who in by_count(rows)])
   left_out = Table(
-      "Five folds of labelers, %", ("labelers", "accuracy", "paper"),
+      "Five folds of labelers, %, each by its prompts",
+      ("labelers", "accuracy", "paper"),
       [(label, measuring.shown(
           [100 * of for of in folds(rows, side).values()], 1), paper)
        for label, side, paper in (("learnt from", "inside", "72.4"),
@@ -134,4 +142,4 @@ def draw(rows: Sequence[Row], figure) -> None:
 
 STUDY = Study(
     "Whom does a reward model know, and what does it learn from?",
-    measure, tables, draw)
+    measure, tables, draw, settings={})  # it measures nothing itself

@@ -30,9 +30,12 @@ class Study:
     measure: one seed's finished runs by name -> its figures.
     tables: the rows of all seeds -> what they show.
     draw: (those rows, an empty matplotlib figure), drawn onto.
+    settings: what it measures by, such as numbers of prompts; seeds of other
+      settings are measured anew, and not joined.
   """
 
   about: str
   measure: Callable[[Mapping[str, Run]], Iterator[Result]]
   tables: Callable[[Sequence[Row]], list[Table]]
   draw: Callable[[Sequence[Row], Any], None]
+  settings: Mapping[str, Any]

@@ -81,6 +81,17 @@ def test_kl_is_that_of_the_highest_of_n(n):
       (density * log_density).mean(), abs=1e-4)
 
 
+@pytest.mark.parametrize("n", [2, 5, 64])
+def test_kl_is_a_bound_where_answers_are_alike(n):
+  """Of three answers with scores of their own, counted exactly."""
+  shares = np.array([0.5, 0.3, 0.2])  # by rising score
+  below = np.cumsum(shares)
+  of_best = np.diff(below**n, prepend=0.0)  # all n are no better than it
+  exact = np.sum(of_best * np.log(of_best / shares))
+  assert 0 < exact < best_of_n.kl(n) * 0.9
+  assert "bound" in best_of_n.kl.__doc__.partition("\n")[0]
+
+
 def test_at_a_kl(rng):
   proxy, values = rng.normal(size=(2, 4, 16))
   for n in (1, 3, 16):

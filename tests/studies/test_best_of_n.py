@@ -107,6 +107,24 @@ def test_tables(rows):
   assert equal.rows[0][6] == "± 0.00"  # over prompts
   assert [equal.rows[1][at] for at in (2, 4, 5, 6, 8, 9)] == ["-"] * 6
   assert [row[0] for row in wins.rows] == ["best of 4"]
+  assert [row[-1] for row in equal.rows] == ["2 of 2", "0 of 2"]
+  for table in (equal, wins):  # log n - (n - 1)/n is not best-of-n's KL
+    assert "bound" in table.title
+
+
+def test_a_line_compares_the_same_seeds(rows):
+  """Of one seed the KL is beyond best-of-n's, and its other figures are high:
+  none of them is beside the other seed's best-of-n."""
+  beyond = ("n_of_equal_kl", *(f"{name}_{of}_best_of_n" for name in (
+      "gold", "proxy") for of in ("of", "over")))
+  is_first = lambda row: (row["seed"], row["policy"]) == (0, "ppo")
+  mixed = [row | {"mean": row["mean"] + 1} if is_first(row) else row
+           for row in rows
+           if not (is_first(row) and row["name"] in beyond)]
+  equal, _ = best_of_n.tables(mixed)
+  alone, _ = best_of_n.tables([row for row in rows if row["seed"] == 1])
+  line = next(row for row in equal.rows if row[-1] == "1 of 2")
+  assert line[1:-1] == alone.rows[0][1:-1]
 
 
 def test_draw(rows):
@@ -114,5 +132,7 @@ def test_draw(rows):
   best_of_n.draw(rows, figure)
   figure.savefig(io.BytesIO(), format="svg")
   gold, proxy = figure.axes
+  for panel in (gold, proxy):
+    assert "of best-of-n a bound" in panel.get_xlabel()
   assert len(gold.lines[0].get_xdata()) == 5  # n of 1, 2, 4, 8, 16
   assert len(gold.containers) == len(proxy.containers) == 2

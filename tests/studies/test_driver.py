@@ -1,5 +1,6 @@
 """A study's runs: in which order, from whom, once, with every seed."""
 
+import dataclasses
 import importlib
 import json
 import math
@@ -94,6 +95,32 @@ def test_what_is_finished_is_not_run_again(workdir):
       workdir / "seed1" / name for name in ("main", "plain")]
 
 
+@pytest.fixture(name="again")
+def _again(workdir, tmp_path):
+  """A copy of what `plain` left but its data, to be changed."""
+  shutil.copytree(
+      workdir / "seed0" / "plain", tmp_path / "plain",
+      ignore=shutil.ignore_patterns("data", "checkpoints", "tensorboard"))
+  return epath.Path(tmp_path / "plain")
+
+
+def test_a_run_that_lost_a_stage_is_not_finished(workdir, again):
+  """As one that was interrupted in its second time, whose config is new and
+  whose summary is of the first."""
+  config = driver.placed(tiny_study().runs.plain, workdir, 0)
+  assert driver.is_finished(config, again)
+  (again / "ppo" / "done.json").unlink()
+  assert not driver.is_finished(config, again)
+
+
+def test_a_run_whose_stage_has_other_settings_is_not_finished(workdir, again):
+  study = tiny_study()
+  study.runs.plain.ppo.method.kl_coef = 0.7
+  config = driver.placed(study.runs.plain, workdir, 0)
+  (again / "config.json").write_text(json.dumps(config.to_dict()))
+  assert not driver.is_finished(config, again)
+
+
 def test_a_finished_run_with_other_settings_is_refused(workdir):
   study = tiny_study()
   study.runs.plain.ppo.method.kl_coef = 0.7
@@ -105,13 +132,13 @@ def test_a_seed_is_measured_once_for_the_same_settings(workdir):
   measure = mock.Mock(side_effect=lambda runs: iter([Result(
       "main", "sft", "gold", results.row(
           "gold", {"mean": len(runs), "low": 1.0, "high": 3.0, "n": 5}))]))
-  of = Study("?", measure, lambda rows: [], lambda rows, figure: None)
+  of = Study("?", measure, lambda rows: [], lambda rows, figure: None, {})
   study = tiny_study()
   driver.measure(study, of, workdir, 0)
   driver.measure(study, of, workdir, 0)
   assert measure.call_count == 1
   assert set(measure.call_args.args[0]) == {"main", "plain"}
-  rows = driver.measured(study, workdir)
+  rows = driver.measured(study, of, workdir)
   assert rows[0] == {
       "seed": 0, "run": "main", "policy": "sft", "task": "gold",
       "name": "gold", "mean": 2.0, "low": 1.0, "high": 3.0, "n": 5}
@@ -122,7 +149,66 @@ def test_a_seed_is_measured_once_for_the_same_settings(workdir):
   driver.measure(study, of, workdir, 0)
   assert measure.call_count == 1
   study.runs.plain.ppo.method.kl_coef = 0.7
-  assert not driver.measured(study, workdir)
+  assert not driver.measured(study, of, workdir)
+
+
+@pytest.fixture(name="remade")
+def _remade(workdir, tmp_path):
+  """A copy of the runs, without what measuring here does not read; a study that
+  counts how often it measures."""
+  shutil.copytree(
+      workdir / "seed0", tmp_path / "seed0",
+      ignore=shutil.ignore_patterns("checkpoints", "tensorboard"))
+  measure = mock.Mock(side_effect=lambda runs: iter(()))
+  of = Study("?", measure, lambda rows: [], lambda rows, figure: None,
+             {"num_prompts": 16})
+  driver.measure(tiny_study(), of, epath.Path(tmp_path), 0)
+  assert driver.measured(tiny_study(), of, epath.Path(tmp_path))
+  return of, epath.Path(tmp_path)
+
+
+def test_a_seed_whose_stage_was_made_again_is_measured_again(remade, capsys):
+  of, workdir = remade
+  path = workdir / "seed0" / "plain" / "ppo" / "done.json"
+  path.write_text(json.dumps(json.loads(path.read_text()) | {"seconds": 1.0}))
+  assert not driver.measured(tiny_study(), of, workdir)
+  assert ("seed0.json is left out: plain/ppo was made again since; --seeds=0 "
+          "measures it anew") in capsys.readouterr().out
+  driver.measure(tiny_study(), of, workdir, 0)
+  assert of.measure.call_count == 2
+  assert driver.measured(tiny_study(), of, workdir)
+
+
+def test_a_seed_of_other_measuring_is_measured_again(remade, capsys):
+  of, workdir = remade
+  other = dataclasses.replace(of, settings={"num_prompts": 512})
+  assert not driver.measured(tiny_study(), other, workdir)
+  assert "(measured_by.num_prompts: 16 -> 512)" in capsys.readouterr().out
+  driver.measure(tiny_study(), other, workdir, 0)
+  assert of.measure.call_count == 2
+
+
+def test_a_stage_that_is_gone_is_no_reason_to_leave_a_seed_out(remade):
+  of, workdir = remade
+  (workdir / "seed0" / "plain" / "ppo" / "done.json").unlink()
+  assert driver.measured(tiny_study(), of, workdir)
+
+
+def test_the_digest_is_of_all_that_a_figure_depends_on(remade):
+  of, _ = remade
+  study, first = tiny_study(), driver.digest(tiny_study(), of)
+  study.seeds = (7,)
+  study.runs.plain.ppo.every_log_steps = 7  # no result depends on it
+  assert driver.digest(study, of) == first
+  other = dataclasses.replace(of, settings={"num_prompts": 512})
+  assert driver.digest(study, other) != first
+  study.runs.plain.ppo.method.kl_coef = 0.7
+  assert driver.digest(study, of) != first
+
+
+def test_studies_that_measure_say_by_what():
+  for name, of in registry.STUDIES.items():
+    assert bool(of.settings) == (name != "reward_models")
 
 
 def test_measures_draws_and_writes(workdir):
@@ -130,11 +216,11 @@ def test_measures_draws_and_writes(workdir):
   study.name, of = name, registry.find(name)
   with mock.patch.object(measuring, "NUM_PROMPTS", 16):
     driver.measure(study, of, workdir, 0)
-  rows = driver.measured(study, workdir)
+  rows = driver.measured(study, of, workdir)
   ours = {(row["run"], row["policy"]) for row in rows if row["task"] == "gold"}
   assert ("plain", "ppo") in ours and ("main", "sft") in ours
   assert ("plain", "sft") not in ours  # measured where it was made
-  results_lib.write(of, rows, workdir / name)
+  results_lib.write(of, rows, workdir / name, driver.digest(study, of))
   for file in ("rows.csv", "tables.md", "figure.svg"):
     assert (workdir / name / file).stat().length > 500
 
@@ -212,9 +298,10 @@ def test_results_are_files(tmp_path):
     figure.subplots().plot([row["mean"] for row in rows])
 
   of = Study("Is it so?", None, lambda rows: [
-      Table("Gold", ("policy", "gold"), [("ppo", rows[0]["mean"])])], draw)
+      Table("Gold", ("policy", "gold"), [("ppo", rows[0]["mean"])])], draw, {})
   folder = epath.Path(tmp_path)
-  results_lib.write(of, rows, folder)
+  results_lib.write(of, rows, folder, "5e7")
+  assert json.loads((folder / "rows.json").read_text()) == {"settings": "5e7"}
   lines = (folder / "rows.csv").read_text().splitlines()
   assert lines[0] == "seed,run,policy,task,name,mean,low,high,n"
   assert lines[1] == "0,main,ppo,gold,gold,0.25,,,1"
@@ -222,7 +309,7 @@ def test_results_are_files(tmp_path):
   assert tables.startswith("# Is it so?") and "0.250" in tables
   assert "| main  | 1.5" in tables  # minutes
   picture = (folder / "figure.svg").read_text()
-  results_lib.write(of, rows, folder)
+  results_lib.write(of, rows, folder, "5e7")
   assert (folder / "figure.svg").read_text() == picture
 
 

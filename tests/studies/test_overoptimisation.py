@@ -16,12 +16,12 @@ NUM_PROMPTS, NUM_SAMPLES, NUM_ITERS = 40, 64, 100
 START, GOLD_SD, PROXY_SD = 0.4, 0.2, 3.0
 
 
-def made_curve(rng, last_kl: float = 25.0) -> Curve:
+def made_curve(rng, last_kl: float = 25.0, start: float = START) -> Curve:
   """PPO whose KL grows evenly; at 25 it is past its peak, at 200 its gold score
   is long at 0, below which none can be."""
   kl = np.linspace(0, last_kl, NUM_ITERS)
   gain = forms.RL.terms(np.sqrt(kl)) @ [ALPHA, BETA]
-  gold = START + GOLD_SD * (gain + rng.normal(0, 0.03, NUM_ITERS))
+  gold = start + GOLD_SD * (gain + rng.normal(0, 0.03, NUM_ITERS))
   return Curve(
       steps=np.arange(1, NUM_ITERS + 1), kl=kl, gold=np.maximum(gold, 0.0),
       proxy=7.0 + PROXY_SD * np.sqrt(kl), episodes=128)
@@ -115,6 +115,8 @@ def test_tables(rows):
   for table in (fits, falls, above_floor):
     assert {len(row) for row in table.rows} == {len(table.headers)}
   assert {row[-1] for row in fits.rows + falls.rows} == {"2 of 2"}
+  for table in (fits, falls):
+    assert "of best-of-n the root of a bound" in table.title
   best, last = (float(falls.rows[2][at]) for at in (3, 6))
   assert best == pytest.approx(np.e * BETA, abs=0.1) and last < best
 
@@ -122,6 +124,37 @@ def test_tables(rows):
 def test_one_seed_alone(rows):
   fits, falls, _ = overoptimisation.tables([r for r in rows if r["seed"] == 1])
   assert {row[-1] for row in fits.rows + falls.rows} == {"1 of 1"}
+
+
+def test_a_peak_says_of_how_many_seeds_it_is(rows):
+  """One seed's RL rises for ever, and has no row of a peak."""
+  kept = [row | {"mean": 0.0} if row["name"] == "peak_is_inside"
+          and is_of(row) else row for row in rows
+          if not (is_of(row) and row["name"] in ("peak_d", "peak_gain"))]
+  fits, _, _ = overoptimisation.tables(kept)
+  at = fits.headers.index("seeds with a peak")
+  assert [row[at:] for row in fits.rows[2:]] == [
+      ["1 of 2", "1 of 2"], ["2 of 2", "2 of 2"]]
+  assert "(" in fits.rows[2][2] and "(" not in fits.rows[2][at - 1]
+
+
+def is_of(row) -> bool:
+  return (row["seed"], row["policy"]) == (0, MODELS[0].ppo[1])
+
+
+def test_a_peak_above_the_floor_says_so_too():
+  """Nearly all of the second seed's iterations are before its peak."""
+  run, stage = MODELS[0].ppo
+  rows = [row for seed, last_kl in ((0, 25.0), (1, 4.0))
+          for row in start_rows(seed) + [
+              {"seed": seed} | Result(
+                  run, f"{stage}{policy}", task, of).as_json()
+              for policy, task, of in overoptimisation.trained(made_curve(
+                  np.random.default_rng(seed), last_kl).gains(
+                      START, GOLD_SD, PROXY_SD))]]
+  *_, above_floor = overoptimisation.tables(rows)
+  assert above_floor.headers[-1] == "seeds with that peak inside"
+  assert [row[-1] for row in above_floor.rows] == ["1 of 2"]
 
 
 def test_the_form_is_found_above_the_floor():
@@ -141,11 +174,32 @@ def test_the_form_is_found_above_the_floor():
   assert whole["r2"]["mean"] < found.fit.r2
 
 
+def test_the_cut_is_a_loss_though_the_start_scores_more_on_rls_prompts():
+  """.2 more than on held-out ones, of which 90 % are lost at the cut."""
+  run, stage = MODELS[0].ppo
+  start = START + 0.2
+  curve = made_curve(np.random.default_rng(0), last_kl=200.0, start=start)
+  rows = start_rows(0) + [
+      {"seed": 0} | Result(run, f"{stage}{policy}", task, row).as_json()
+      for policy, task, row in overoptimisation.trained(
+          curve.gains(start, GOLD_SD, PROXY_SD))]
+  line, = overoptimisation.lines(rows)
+  found, = overoptimisation.above_floor(rows, line)
+  means = overoptimisation.binned(curve.gold)
+  cut = found.number // overoptimisation.WIDTH
+  assert means[cut] < start - 0.9 * START < means[:cut].min()
+  *_, table = overoptimisation.tables(rows)
+  assert table.title.endswith(
+      "5 iterations have lost more than 90% of what the start scores on "
+      "held-out prompts")
+
+
 def test_draw(rows):
   figure = figure_lib.Figure(layout="constrained")
   overoptimisation.draw(rows, figure)
   figure.savefig(io.BytesIO(), format="svg")
   assert [ax.get_title() for ax in figure.axes] == ["best-of-n", "RL"]
+  assert ["bound" in ax.get_xlabel() for ax in figure.axes] == [True, False]
   gold = figure.axes[1].containers[0].lines[0].get_ydata()
   assert len(gold) == NUM_ITERS // overoptimisation.WIDTH
   assert gold.argmax() not in (0, len(gold) - 1)

@@ -1,6 +1,8 @@
 """What studies say of rows: made up here, so that the answer is known."""
 
-from matplotlib import figure
+import math
+
+from matplotlib import figure as figure_lib
 import pytest
 
 from rlhf_jax.studies import (
@@ -51,14 +53,28 @@ def test_the_tax_and_what_pays_it():
   assert list(cells(by_kl)) == ["0.1", "1"]
   assert cells(by_kl)["1"][0].startswith("0.700")
   assert cells(shares)[alignment_tax.FACTS.title] == (
-      "0.75 (0.75 to 0.75)",)
+      "0.75 (0.75 to 0.75)", "2 of 2")
 
 
 def test_where_nothing_is_lost_nothing_is_recovered():
   rows = [row | {"mean": 0.9} if row["task"] == "facts" else row
           for row in tax_rows()]
   shares = alignment_tax.tables(rows)[-1]
-  assert cells(shares)[alignment_tax.FACTS.title] == ("-",)
+  assert cells(shares)[alignment_tax.FACTS.title] == ("-", "0 of 2")
+
+
+@pytest.mark.parametrize("figure, task, better", [
+    (alignment_tax.FACTS, "facts", 0.95), (alignment_tax.LOSS, "pretraining",
+                                           0.93)])
+def test_a_seed_in_which_ppo_is_better_has_no_share(figure, task, better):
+  """A loss is better where it is less, an accuracy where it is more."""
+  rows = [of | {"mean": better} if (of["seed"], of["run"], of["task"]) == (
+      1, "plain", task) else of for of in tax_rows()]
+  of_seed = lambda seed: [of for of in rows if of["seed"] == seed]
+  assert math.isnan(alignment_tax.recovered(of_seed(1), figure))
+  shares = cells(alignment_tax.tables(rows)[-1])[figure.title]
+  kept = alignment_tax.recovered(of_seed(0), figure)
+  assert shares == (f"{kept:.2f}", "1 of 2")
 
 
 def test_preference_is_one_half_for_the_baseline_itself():
@@ -76,7 +92,7 @@ def test_preference_is_one_half_for_the_baseline_itself():
   assert kinds["SFT"] == "0.500 (0.500 to 0.500)"
   assert kinds["PPO"] == "0.300 (0.200 to 0.400)"
   assert gold.rows[0][1] == "0.300 (0.300 to 0.300)"
-  model_sizes.draw(rows, figure.Figure())
+  model_sizes.draw(rows, figure_lib.Figure())
 
 
 def test_reward_models_by_count_and_by_fold():
@@ -100,7 +116,21 @@ def test_reward_models_by_count_and_by_fold():
   assert cells(left_out)["learnt from"] == ("65.0", "72.4")
   assert cells(left_out)["left out"] == ("63.0", "69.6")
   assert cells(batching)["pairs shuffled"] == ("62.0", "0.380")
-  reward_models.draw(rows, figure.Figure())
+  reward_models.draw(rows, figure_lib.Figure())
+
+
+def test_a_count_is_the_mean_over_seeds():
+  rows = [row(seed, ("main", "rm"), "setting", "comparisons", count)
+          for seed, count in ((0, 4317), (2, 4321))]
+  assert reward_models.by_count(rows) == [(4319, "main", "rm")]
+
+
+def test_a_fold_weighs_by_its_prompts():
+  """Two labelers of 100 prompts, and one of 20 that is known better."""
+  rows = [row(0, ("folds", f"rm@fold{fold}"), "fold", "heldout", mean)
+          | {"n": n} for fold, (mean, n) in enumerate(((0.6, 100), (0.9, 20)))]
+  assert reward_models.folds(rows, "heldout") == {0: pytest.approx(0.65)}
+  assert reward_models.folds(rows, "inside") == {}
 
 
 def test_behaviour_shows_every_mark():
@@ -113,11 +143,11 @@ def test_behaviour_shows_every_mark():
   assert list(cells(marks)) == list(behaviour.FIGURE_4.values())
   assert cells(gold)["gold"] == ("0.400",) * 5
   assert cells(style)["tokens"] == ("0.400",) * 5
-  behaviour.draw(rows, figure.Figure())
+  behaviour.draw(rows, figure_lib.Figure())
 
 
 def test_the_tax_is_drawn():
-  drawing = figure.Figure()
+  drawing = figure_lib.Figure()
   alignment_tax.draw(tax_rows(), drawing)
   panels = drawing.get_axes()
   assert len(panels) == 6
