@@ -221,6 +221,8 @@ def test_what_cannot_be_is_refused(base, refused, tmp_path):
   assert f"--baseline=rm: the finished policies in {base.workdir}" in refused(
       baseline="rm", suite="win_rate")
   assert "ppo in" in refused(judge="rm", suite="win_rate")  # optimised for it
+  assert "ppo in" in refused(
+      judge="rm", suite="win_rate", policies="pretrain,sft", baseline="ppo")
   assert "no 'x'; there are the suites paper, run, all" in refused(suite="x")
   assert "names a folder twice" in refused(
       workdir=f"{base.workdir},{base.workdir}", out=tmp_path / "out")

@@ -105,3 +105,27 @@ def test_its_stage_is_what_is_judged(monkeypatch):
   assert finished.choose_judge({"w": run}, "rm", {"w": ["sft"]}) == "rm"
   with pytest.raises(suite.LeftOut, match="ppo.prompted in w was optimised"):
     finished.choose_judge({"w": run}, "rm", {"w": ["ppo+prompted"]})
+
+
+def test_a_teacher_is_found_in_any_folder(monkeypatch, tmp_path):
+  """Named from elsewhere, through a link, or copied."""
+  monkeypatch.setattr(finished, "stages", lambda run, kinds: ["rm"])
+  monkeypatch.chdir(tmp_path)
+  for name, seconds in (("a/rm", 1.5), ("copy", 1.5), ("other", 2.5)):
+    (tmp_path / name).mkdir(parents=True)
+    (tmp_path / name / "done.json").write_text(f'{{"seconds": {seconds}}}')
+  (tmp_path / "link").symlink_to("a")
+  first = types.SimpleNamespace(
+      config={}, workdir="a", stage_dir=lambda stage: tmp_path / "a" / stage)
+
+  def chosen(folder):
+    run = types.SimpleNamespace(
+        config={"ppo": {"reward_model": "rm"}}, workdir="b",
+        stage_dir=lambda stage: folder)
+    return finished.choose_judge(
+        {"a": first, "b": run}, "rm", {"a": ["sft"], "b": ["sft", "ppo"]})
+
+  assert chosen("other") == "rm"
+  for folder in ("a/rm", "link/rm", "copy"):
+    with pytest.raises(suite.LeftOut, match="ppo in b was optimised for it"):
+      chosen(folder)
