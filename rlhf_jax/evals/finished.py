@@ -5,7 +5,7 @@ from typing import Any
 
 from etils import epath
 
-from rlhf_jax import checkpoint, config as config_lib, storage
+from rlhf_jax import checkpoint, config as config_lib, datasets, storage
 from rlhf_jax.checkpoint import CheckpointError
 from rlhf_jax.config import names
 from rlhf_jax.evals import registry
@@ -127,12 +127,14 @@ def world_of(run: Run) -> Any:
 
 def why_not(run: Run, evaluator: Evaluator) -> str:
   """What a run lacks for an evaluator, "" if nothing."""
+  readers = [""]
   if evaluator.scope == registry.REWARD_MODEL:
-    if not stages(run, config_lib.REWARD_MODELS):
+    readers = stages(run, config_lib.REWARD_MODELS)
+    if not readers:
       return f"{run.workdir} has no finished reward model"
   if evaluator.of_world and run.rubric is None:
     return f"{run.workdir} is no run of Smallworld"
-  data = evaluator.data
-  if data and not (run.workdir / "data" / data / "report.json").exists():
-    return f"{run.workdir} has no prepared {data}"
-  return ""
+  if not evaluator.data:
+    return ""
+  reasons = (datasets.lacks(run, evaluator.data, stage) for stage in readers)
+  return next(filter(None, reasons), "")

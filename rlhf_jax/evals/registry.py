@@ -41,7 +41,8 @@ class Evaluator:
     read: path -> items, where it reads a file.
     file: that file in the data folder; "" where it is given by name.
     package: what must be installed.
-    data: the kind of the run's own prepared data that it needs.
+    data: the kind of the run's own prepared data that it needs; comparisons
+      of each reward model.
     of_world: whether the run must be one of Smallworld.
   """
 
@@ -149,7 +150,7 @@ EVALUATORS: dict[str, Evaluator] = {
         judged.metadata, RESPONSES, data="prompts", of_world=True),
     "reward_model": Evaluator(
         "accuracy on validation comparisons, by group",
-        comparisons.measure_held_out, REWARD_MODEL),
+        comparisons.measure_held_out, REWARD_MODEL, data="comparisons"),
     "pretraining": Evaluator(
         "perplexity of held-out pretraining text",
         lambda model: perplexity.of_windows(model.held_out()), data="pretrain"),

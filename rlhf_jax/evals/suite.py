@@ -239,9 +239,9 @@ class Measurement:
 
   def _num_texts(self, bench: subjects.Bench, policy: str) -> int:
     """What is read and written for a policy."""
-    number = len(self._of(registry.CONTEST)) * len(bench.prompts)
+    number = 0
     if self._of(registry.RESPONSES, registry.CONTEST):
-      number += len(bench.prompts)
+      number += len(bench.prompts) * (1 + len(self._of(registry.CONTEST)))
       if finished.is_prompted(policy):
         number += prompted.NUM_PREFIXES * prompted.NUM_PROMPTS
     if finished.is_prompted(policy):
