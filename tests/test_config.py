@@ -165,6 +165,10 @@ _VIOLATIONS = (
     ("evaluate.temperature", -1.0, "evaluate.temperature = -1.0"),
     # data
     ("data.validation_fraction", 0.9, "= 0.9 and test_fraction = 0.2 sum to 1"),
+    ("data.test_fraction", 0.0,
+     "test_fraction = 0.0 leaves 'evaluate' no prompts to measure by; use e.g."
+     " 0.1, or leave 'evaluate' out of config.stages"),
+    ("data.validation_fraction", 0.0, "= 0.0 leaves 'evaluate' no texts to"),
     ("data.test_fraction", 1.0, r"test_fraction = 1.0 must be in \[0, 1\)"),
     ("data.prompts", "csv:x", "data.prompts = 'csv:x' is not a source"),
     ("data.prompts", "collect", "data.prompts = 'collect' is not a source"),

@@ -360,6 +360,12 @@ def _evaluate_errors(tree: Tree, stage: str) -> Iterator[str]:
            f"config.{stage}.policies = {tuple(settings['policies'])}; add it.")
   if settings["judge"] != LABELERS:
     yield from _judge_errors(tree, stage)
+  for split, rows in (("test", "prompts"), ("validation", "texts")):
+    fraction = tree["data"][f"{split}_fraction"]
+    if fraction == 0:
+      yield (f"config.data.{split}_fraction = {fraction} leaves {stage!r} no "
+             f"{rows} to measure by; use e.g. 0.1, or leave {stage!r} out of "
+             "config.stages.")
 
 
 def _judge_errors(tree: Tree, stage: str) -> Iterator[str]:
