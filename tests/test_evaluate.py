@@ -268,6 +268,7 @@ def test_what_cannot_be_is_refused(base, refused, tmp_path):
   assert "no 'x'; there are the suites paper, run, all" in refused(suite="x")
   assert "names a folder twice" in refused(
       workdir=f"{base.workdir},{base.workdir}", out=tmp_path / "out")
+  assert "--workdir=, names no folder; name those" in refused(workdir=",")
   assert "config.json does not exist" in refused(
       workdir=tmp_path, out=tmp_path / "out")
   assert "--suite=hellaswag: reads evals/hellaswag.jsonl.gz of a data " in (
