@@ -1,10 +1,11 @@
 """All evaluators by name, and the suites that list them.
 
 To add one, write `measure(model, items) -> Iterator[Row]` in a module of this
-folder, of what `model.Model` offers, and a function that reads its file; then
-give it a line in `EVALUATORS` with the file's place in the data folder, and its
-name to a suite. To read any file of a known format, nothing need be added: it
-is FAMILY:PATH, as in "multiple_choice:my_questions.jsonl".
+folder, of what `model.Model` offers, and a function that reads its file; items
+have `num_texts`, how many texts the model reads or writes for each. Then give
+it a line in `EVALUATORS` with the file's place in the data folder, and its name
+to a suite. To read any file of a known format, nothing need be added: it is
+FAMILY:PATH, as in "multiple_choice:my_questions.jsonl".
 """
 
 from collections.abc import Callable, Mapping, Sequence
