@@ -126,6 +126,13 @@ def test_functions_of_the_other_pages_are_there(page):
       assert resolved(name) is not None, name
 
 
+def test_every_evaluator_is_on_its_page():
+  """Those too that a suite lists and nothing here can measure."""
+  said = set(_CODE.findall(prose(DOCS / "evaluations.md")))
+  assert not {*registry.EVALUATORS, *registry.UNMEASURED,
+              *registry.FAMILIES, *registry.SUITES} - said
+
+
 def is_setting(name):
   found = ppo_ptx.get_config()
   for part in name.split("."):
