@@ -16,6 +16,10 @@ from rlhf_jax.data.records import DataError
 from rlhf_jax.data.smallworld import Smallworld
 from rlhf_jax.hf import folder
 
+# By which split of a kind policies and reward models are measured.
+HELD_OUT = {"prompts": "test", "pretrain": "validation",
+            "comparisons": "validation"}
+
 
 def make_world(config: ml_collections.ConfigDict) -> Smallworld | None:
   """Smallworld, where any source asks for it."""
@@ -159,6 +163,26 @@ def prepare_for(run, kinds: tuple[str, ...], stage: str = "") -> None:
       if is_new:
         print(prepare.format_report(report), end="\n\n", flush=True)
     distributed.barrier(f"data {kind}")
+
+
+def lacks(run, kind: str, stage: str = "") -> str:
+  """Why a run cannot be measured by its prepared rows of a kind, "" if it can.
+
+  Args:
+    run: whose.
+    kind: one of HELD_OUT.
+    stage: of comparisons, the one that reads them.
+  """
+  folder, split = run.workdir / "data", HELD_OUT[kind]
+  if kind == "comparisons":
+    folder = run.data_dir(stage)
+  number = prepare.num_rows(str(folder), kind, split)
+  if number is None:
+    return f"{run.workdir} has no prepared {kind}" + (stage and f" of {stage}")
+  if not number:
+    return (f"{folder / kind} has nothing in the split {split!r}; raise "
+            f"config.data.{split}_fraction, or bring more {kind}")
+  return ""
 
 
 def source_of(run, kind: str, stage: str) -> tuple[str, str]:

@@ -8,12 +8,14 @@ from rlhf_jax import (
     interruption, lock, metrics, pipeline, storage,
 )
 from rlhf_jax.data.records import DataError
+from rlhf_jax.evals.registry import LeftOut
 from rlhf_jax.hf.fields import FolderError
 
 # What a person can mend: one message, no traceback.
 _USER_ERRORS = (
-    config_lib.ConfigError, DataError, FolderError, pipeline.WorkdirError,
-    checkpoint.CheckpointError, storage.StorageError, lock.LockError)
+    config_lib.ConfigError, DataError, FolderError, LeftOut,
+    pipeline.WorkdirError, checkpoint.CheckpointError, storage.StorageError,
+    lock.LockError)
 
 
 @contextlib.contextmanager

@@ -76,6 +76,20 @@ _REFUSED = (checkpoint.CheckpointError, config_lib.ConfigError, DataError,
             registry.LeftOut, storage.StorageError)
 
 
+def workdirs_of(text: str) -> list[str]:
+  """The folders that --workdir names.
+
+  Raises:
+    CheckpointError: it names none.
+  """
+  workdirs = [folder for folder in text.split(",") if folder]
+  if not workdirs:
+    raise checkpoint.CheckpointError(
+        f"--workdir={text} names no folder; name those of finished runs, with "
+        "commas between them")
+  return workdirs
+
+
 def open_runs(workdirs: list[str]) -> dict[str, Run]:
   """The runs by their folders, as they were named.
 
@@ -175,8 +189,8 @@ def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   logging.set_verbosity(logging.WARNING)
-  workdirs = [folder for folder in _WORKDIR.value.split(",") if folder]
   try:
+    workdirs = workdirs_of(_WORKDIR.value)
     folders = out_folders(workdirs, _OUT.value)
     compilation.enable_compilation_cache(
         epath.Path(_OUT.value or workdirs[0]))

@@ -16,6 +16,7 @@ from rlhf_jax import (
     distributed, faults, guards, handoff, interruption, lock, metrics,
     profiling, sharding, storage, streams, summaries,
 )
+from rlhf_jax.data.records import DataError
 from rlhf_jax.evals import stage as evaluate
 from rlhf_jax.report import page
 from rlhf_jax.run import Run
@@ -363,7 +364,11 @@ def given_inputs(config) -> dict[str, str]:
 
 
 def prepare_first_data(run: Run) -> None:
-  """All data that does not come out of a stage, before any training."""
+  """All data that does not come out of a stage, before any training.
+
+  Raises:
+    DataError: bad rows, or a stage to come cannot use what there is.
+  """
   kinds = {
       kind for stage in run.config.stages for kind in reads(stage)
       if run.config.data[kind] != "collect"
@@ -375,6 +380,11 @@ def prepare_first_data(run: Run) -> None:
     for stage in unfinished(run):
       if STAGES[config_lib.name_of(stage)] is rm.train:
         streams.training_comparisons(run, stage)  # refuses what it cannot use
+  for stage in unfinished(run):
+    if STAGES[config_lib.name_of(stage)] is evaluate.run_stage:
+      for kind in sorted(kinds & set(reads(stage)) & set(datasets.HELD_OUT)):
+        if reason := datasets.lacks(run, kind, stage):
+          raise DataError(f"{reason}; or leave {stage!r} out of config.stages")
 
 
 def reads(stage: str) -> tuple[str, ...]:

@@ -108,7 +108,7 @@ def main(argv):
     stage = choose_stage(run, _STAGE.value)
     step = pipeline.choose_step(run, stage, _STEP.value)
   except (checkpoint.CheckpointError, storage.StorageError) as error:
-    sys.exit(f"error: {error}")
+    usage.refuse(str(error))
   with sharding.use(run.mesh, run.axis_rules):
     respond = make_respond(
         run, stage, _TEMPERATURE.value, _NUM.value, step)
@@ -119,7 +119,7 @@ def main(argv):
           print(text, flush=True)
       except ValueError as error:
         if _PROMPT.value is not None:
-          sys.exit(f"error: {error}")
+          usage.refuse(str(error))
         print(f"error: {error}", file=sys.stderr)
 
 

@@ -25,7 +25,6 @@ if __name__ == "__main__":
 
 # pylint: disable=wrong-import-position
 import os
-import sys
 
 from absl import app
 from absl import flags
@@ -77,12 +76,12 @@ def main(argv):
             flag_agreement=_MIN_FLAG_AGREEMENT.value,
             demonstration_rating=_MIN_DEMONSTRATION_RATING.value))
   except (DataError, OSError, storage.StorageError) as error:
-    sys.exit(f"error: {error}")
+    usage.refuse(str(error))
   print(candidates.format_report(found), flush=True)
   num_passed = sum(x["passes"] for x in found["candidates"].values())
   if not num_passed:
-    sys.exit(f"error: no candidate passes, so {roster} is not written; the "
-             f"figures are in {report}")
+    usage.refuse(f"no candidate passes, so {roster} is not written; the "
+                 f"figures are in {report}")
   print(f"\n{num_passed} of {len(found['candidates'])} pass: {roster}\n"
         f"the figures: {report}", flush=True)
 

@@ -265,6 +265,13 @@ def absolute(path: epath.PathLike) -> epath.Path:
   return path if is_bucket(path) else path.absolute()
 
 
+def is_same_place(path: epath.PathLike, other: epath.PathLike) -> bool:
+  """Whether two paths, relative or through links, lead to one place."""
+  real = lambda p: (os.fspath(p).rstrip("/") if is_bucket(p)
+                    else os.path.realpath(p))
+  return real(path) == real(other)
+
+
 def local_path(path: epath.PathLike) -> epath.Path:
   """The place of a bucket's file on this machine; a local one is itself."""
   path = epath.Path(path)

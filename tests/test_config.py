@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import json
+import os
 import pathlib
 import tempfile
 
@@ -11,7 +12,7 @@ from absl.testing import parameterized
 import jax
 from ml_collections import ConfigDict
 
-from experiments import common, ppo_ptx
+from experiments import common, hh, ppo_ptx
 from rlhf_jax import config as config_lib
 from rlhf_jax import optimizer, pipeline
 from rlhf_jax.config import ConfigError
@@ -164,6 +165,10 @@ _VIOLATIONS = (
     ("evaluate.temperature", -1.0, "evaluate.temperature = -1.0"),
     # data
     ("data.validation_fraction", 0.9, "= 0.9 and test_fraction = 0.2 sum to 1"),
+    ("data.test_fraction", 0.0,
+     "test_fraction = 0.0 leaves 'evaluate' no prompts to measure by; use e.g."
+     " 0.1, or leave 'evaluate' out of config.stages"),
+    ("data.validation_fraction", 0.0, "= 0.0 leaves 'evaluate' no texts to"),
     ("data.test_fraction", 1.0, r"test_fraction = 1.0 must be in \[0, 1\)"),
     ("data.prompts", "csv:x", "data.prompts = 'csv:x' is not a source"),
     ("data.prompts", "collect", "data.prompts = 'collect' is not a source"),
@@ -375,6 +380,44 @@ class RulesTest(parameterized.TestCase):
     with config.unlocked():
       config.judge = common.rm("mini") | dict(half=1)
     config_lib.validate(config, 8)
+
+  def test_no_judge_taught_a_policy(self):
+    """Nor one that a policy began as."""
+    config = hh.get_config()
+    config.ppo.reward_model = "judge"
+    refused = lambda message: self.assertRaisesRegex(
+        ConfigError, f"config.evaluate.judge = 'judge' is {message}")
+    with refused("config.ppo.reward_model, which PPO optimised"):
+      config_lib.validate(config, 1, check_inputs=False)
+    config.evaluate.policies = ("pretrain", "sft", "rl_init")
+    config_lib.validate(config, 1, check_inputs=False)
+
+    config.stages = (*config.stages[:-1], "ppo@2", "evaluate")
+    config["ppo@2"] = config.ppo.copy_and_resolve_references()
+    config["ppo@2"].update(init_from="ppo", reward_model="rm")
+    config.evaluate.policies = ("sft", "ppo@2")
+    with refused("config.ppo.reward_model, which PPO optimised"):
+      config_lib.validate(config, 1, check_inputs=False)
+
+    config["sft_select"] = common.sft_select("mini") | dict(
+        reward_model="judge")
+    config.sft.select = "rm_score"
+    config.stages = ("pretrain", "sft", "rm", "judge", "sft_select", "evaluate")
+    config.evaluate.update(reference="sft", policies=("sft", "sft_select"))
+    with refused("config.sft_select.reward_model, which chose a policy"):
+      config_lib.validate(config, 1, check_inputs=False)
+
+  def test_a_judge_by_another_name_is_the_same_folder(self):
+    config = hh.get_config()
+    folder = self._folder()
+    config.inputs.update(
+        rm=str(folder / "rm"), judge=os.path.relpath(folder / "judge"))
+    config_lib.validate(config, 1, check_inputs=False)
+    config.inputs.judge = os.path.relpath(folder / "rm")
+    with self.assertRaisesRegex(
+        ConfigError, "config.evaluate.judge = 'judge' is config.evaluate."
+        r"reward_model = 'rm' \(both are .*rm\), which PPO optimised"):
+      config_lib.validate(config, 1, check_inputs=False)
 
 
 class TablesTest(absltest.TestCase):

@@ -1,6 +1,7 @@
 """What the documentation names is there, and what it shows runs."""
 
 import functools
+import gzip
 import importlib
 import json
 import pathlib
@@ -19,8 +20,10 @@ import pytest
 from experiments import ppo_ptx
 from rlhf_jax import command, handoff
 from rlhf_jax.data.smallworld import Smallworld
+from rlhf_jax.evals import registry, suite
 from rlhf_jax.hf import families, importing
 from tests import shared, tiny
+from tests.evals import models
 from tests.hf import folders
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -123,6 +126,13 @@ def test_functions_of_the_other_pages_are_there(page):
       assert resolved(name) is not None, name
 
 
+def test_every_evaluator_is_on_its_page():
+  """Those too that a suite lists and nothing here can measure."""
+  said = set(_CODE.findall(prose(DOCS / "evaluations.md")))
+  assert not {*registry.EVALUATORS, *registry.UNMEASURED,
+              *registry.FAMILIES, *registry.SUITES} - said
+
+
 def is_setting(name):
   found = ppo_ptx.get_config()
   for part in name.split("."):
@@ -203,6 +213,26 @@ def _show(tmp_path, monkeypatch):
     "extend/algorithm.md"])
 def test_what_a_page_shows_runs(show, page):
   show(page)  # with its own assertions
+
+
+def test_an_evaluator_of_the_page_measures(show, tmp_path):
+  shown = show("evaluations.md", 0, 1)
+  (tmp_path / "evals").mkdir()
+  with gzip.open(tmp_path / shown.known_answers.file, "wt") as file:
+    for row in (dict(question="Who?", answer=" Ben"),
+                dict(question="Where?", answer=" a long way"),
+                dict(question="Why not?", answer=" too long")):
+      file.write(json.dumps(row) + "\n")
+  with mock.patch.dict(
+      registry.EVALUATORS, {"known_answers": shown.known_answers}):
+    tasks, _ = suite.prepare(["known_answers"], str(tmp_path), None)
+  task = tasks["known_answers"]
+  found = models.by_name(task.measure(models.ByRote(
+      {("Who?", " Ben"): -1.0, ("Where?", " a long way"): -4.0},
+      cut=["Where?"], left_out=[" too long"])))
+  assert task.num_texts == found["cut"].n == 3
+  assert found["nats"].mean == 2.5
+  assert found["cut"].mean == found["left_out"].mean == pytest.approx(1 / 3)
 
 
 @pytest.mark.parametrize("page", sorted((DOCS / "extend").iterdir()), ids=named)

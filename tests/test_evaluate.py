@@ -214,6 +214,48 @@ def test_a_policy_behind_a_prefix(base, call, roomy, tmp_path):
              in prefix["prefix"] for row in shown)
 
 
+@pytest.fixture(name="bare")
+def _bare(base, tmp_path):
+  """The run as one that took its reward model from elsewhere, and never read a
+  comparison or a prompt."""
+  folder = tmp_path / "bare"
+  (folder / "data").mkdir(parents=True)
+  for name in ("sft", "data/pretrain", "data/tokenizer.json",
+               "data/tokenizer_config.json"):
+    if (base.workdir / name).exists():
+      (folder / name).symlink_to(base.workdir / name)
+  config = base.json("config.json")
+  config["stages"] = ["sft", "rm"]
+  config["inputs"]["rm"] = str(base.workdir / "rm")
+  (folder / "config.json").write_text(json.dumps(config))
+  return folder
+
+
+def test_what_a_run_never_prepared_is_left_out(bare, call, refused, tmp_path):
+  out = tmp_path / "out"
+  said = call(workdir=bare, out=out, suite="run", limit=8)
+  assert {path.stem for path in out.glob("*.jsonl")} == {"pretraining", "facts"}
+  left_out = json.loads((out / "left_out.json").read_text())
+  assert set(left_out) == set(registry.SUITES["run"]) - {"pretraining", "facts"}
+  assert left_out["style"] == f"{bare} has no prepared prompts"
+  assert left_out["reward_model"] == f"{bare} has no prepared comparisons of rm"
+  assert left_out["reward_model"] in said.out
+  for name in ("reward_model", "style"):
+    assert f"--suite={name}: {left_out[name]}" in refused(
+        workdir=bare, out=out, suite=name)
+
+
+def test_a_split_that_is_empty_is_as_good_as_none(
+    base, bare, refused, tmp_path):
+  report = base.json("data/prompts/report.json")
+  report["rows_out"]["test"] = 0
+  (bare / "data" / "prompts").mkdir()
+  (bare / "data/prompts/report.json").write_text(json.dumps(report))
+  assert (f"--suite=gold: {bare}/data/prompts has nothing in the split 'test'; "
+          "raise config.data.test_fraction, or bring more prompts") in refused(
+              workdir=bare, out=tmp_path / "out", suite="gold")
+
+
 def test_what_cannot_be_is_refused(base, refused, tmp_path):
   assert "the finished policies in" in refused(policies="sft,best")
   assert "no training demonstration in" in refused(
@@ -221,9 +263,12 @@ def test_what_cannot_be_is_refused(base, refused, tmp_path):
   assert f"--baseline=rm: the finished policies in {base.workdir}" in refused(
       baseline="rm", suite="win_rate")
   assert "ppo in" in refused(judge="rm", suite="win_rate")  # optimised for it
+  assert "ppo in" in refused(
+      judge="rm", suite="win_rate", policies="pretrain,sft", baseline="ppo")
   assert "no 'x'; there are the suites paper, run, all" in refused(suite="x")
   assert "names a folder twice" in refused(
       workdir=f"{base.workdir},{base.workdir}", out=tmp_path / "out")
+  assert "--workdir=, names no folder; name those" in refused(workdir=",")
   assert "config.json does not exist" in refused(
       workdir=tmp_path, out=tmp_path / "out")
   assert "--suite=hellaswag: reads evals/hellaswag.jsonl.gz of a data " in (

@@ -253,6 +253,13 @@ def test_comparisons_that_a_reward_model_cannot_use(
           message=message)
 
 
+def test_no_prompts_to_evaluate_by(refuses):
+  """Before anything is trained, not in the last stage."""
+  refuses("--config.smallworld.num_prompts=1", message=(
+      r"data/prompts has nothing in the split 'test'; raise config.data.test_"
+      r"fraction, or bring more prompts; or leave 'evaluate' out of config.st"))
+
+
 def test_a_file_that_cannot_be_read(refuses, tmp_path):
   folder = tmp_path / "folder.jsonl"
   folder.mkdir()

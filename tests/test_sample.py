@@ -9,7 +9,7 @@ from absl.testing import flagsaver
 from etils import epath
 import pytest
 
-from rlhf_jax import checkpoint, pipeline, sample
+from rlhf_jax import checkpoint, exits, pipeline, sample
 from tests import tiny_run
 
 PROMPT = "Where is Anna?"
@@ -39,14 +39,16 @@ def _ask(base, capsys, monkeypatch):
 
 
 @pytest.fixture(name="refused")
-def _refused(ask):
+def _refused(ask, capsys):
   """The message with which it ends."""
 
   def refused(**given):
     with pytest.raises(SystemExit) as stopped:
       ask(**given)
-    assert stopped.value.code.startswith("error: ")
-    return stopped.value.code
+    assert stopped.value.code == exits.REFUSED
+    said = capsys.readouterr().err.strip()
+    assert said.startswith("error: ")
+    return said
 
   return refused
 

@@ -3,12 +3,13 @@
 import functools
 import json
 import random
+import re
 
 from absl import flags
 from absl.testing import flagsaver
 import pytest
 
-from rlhf_jax import handoff, labelers, screen, screening
+from rlhf_jax import exits, handoff, labelers, screen, screening
 from rlhf_jax.data.records import DataError
 from rlhf_jax.data.smallworld import Smallworld
 from rlhf_jax.evals import candidates
@@ -230,8 +231,10 @@ def test_the_command_prints_and_writes(call, tmp_path, capsys):
 def test_nobody_passes(call, tmp_path, capsys):
   with pytest.raises(SystemExit) as stopped:
     call(answer_rows()[:1])
-  assert stopped.value.code.startswith("error: no candidate passes, so ")
-  assert "3 of 4 tasks missing" in capsys.readouterr().out
+  assert stopped.value.code == exits.REFUSED
+  said = capsys.readouterr()
+  assert said.err.startswith("error: no candidate passes, so ")
+  assert "3 of 4 tasks missing" in said.out
   assert not (tmp_path / "roster.jsonl").exists()
   assert (tmp_path / "roster.report.json").exists()
 
@@ -243,10 +246,13 @@ def test_nobody_passes(call, tmp_path, capsys):
     ({"roster": "{}/answers.jsonl"}, "answers.jsonl would be written over"),
     ({"report": "{}/roster.jsonl"}, "roster.jsonl would be written over"),
 ])
-def test_the_command_gives_up_with_one_message(call, tmp_path, given, message):
+def test_the_command_gives_up_with_one_message(
+    call, tmp_path, capsys, given, message):
   given = {name: path.format(tmp_path) for name, path in given.items()}
-  with pytest.raises(SystemExit, match=f"^error: .*{message}"):
+  with pytest.raises(SystemExit) as stopped:
     call(answer_rows(), **given)
+  assert stopped.value.code == exits.REFUSED
+  assert re.search(f"^error: .*{message}", capsys.readouterr().err)
   assert {path.name for path in tmp_path.iterdir()} <= {
       "answers.jsonl", "reference.jsonl"}
 

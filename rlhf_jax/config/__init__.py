@@ -28,6 +28,7 @@ from rlhf_jax.config.meshes import filled_up, mesh_errors
 from rlhf_jax.config.names import (
     INIT, POLICIES, READS, REWARD_MODELS, STAGES, Tree, active, asks_people,
     init_readings, is_reward_labeler, kind_of, name_of, readings, sources_of,
+    teachers,
 )
 from rlhf_jax.config.rules import (
     data_errors, file_errors, kernel_errors, model_errors, reading_errors,
@@ -39,7 +40,8 @@ from rlhf_jax.data import records
 __all__ = (
     "ConfigError", "INIT", "POLICIES", "READS", "REWARD_MODELS", "STAGES",
     "asks_people", "differing", "filled_up", "flat", "keys_of", "name_of",
-    "read_by", "stage_keys", "unknown_keys", "validate", "with_imported",
+    "read_by", "stage_keys", "teachers", "unknown_keys", "validate",
+    "with_imported",
 )
 # A checkpoint is selected among those of these settings.
 _SELECTS = ("every_eval_steps", "eval_batch_size", "max_eval_batches")

@@ -97,6 +97,19 @@ def init_readings(tree: Tree, stage: str) -> dict[str, str]:
           if source == INIT}
 
 
+def teachers(tree: Tree, policy: str) -> Iterator[tuple[str, str]]:
+  """(stage, its reward model) wherever a policy was optimised for one or chosen
+  by one: itself, or a policy that it began as."""
+  seen = set()  # nothing of a stage that is not listed has been checked
+  while is_text(policy) and kind_of(policy) and policy not in seen:
+    seen.add(policy)
+    settings = tree.get(policy, {})
+    name = settings.get("reward_model")
+    if kind_of(policy) in ("ppo", "select") and is_text(name):
+      yield policy, name
+    policy = settings.get("candidates") or settings.get("init_from")
+
+
 def lm_streams(settings: Tree) -> dict[str, str]:
   """Stream -> the key of its batch size, for streams with weight."""
   weight = settings["pretrain_weight"]

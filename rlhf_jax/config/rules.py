@@ -13,7 +13,7 @@ from rlhf_jax.config.keys import is_fold
 from rlhf_jax.config.names import (
     INIT, LABELERS, MAX_RESPONSES, POLICIES, RANKED, SMALLWORLD, Tree, active,
     is_reward_labeler, kind_of, lm_streams, name_of, nearest, pair_length,
-    readings, sources_of,
+    readings, sources_of, teachers,
 )
 from rlhf_jax.data import records
 from rlhf_jax.data import smallworld
@@ -358,7 +358,31 @@ def _evaluate_errors(tree: Tree, stage: str) -> Iterator[str]:
   if settings["baseline"] not in settings["policies"]:
     yield (f"config.{stage}.baseline = {settings['baseline']!r} is not in "
            f"config.{stage}.policies = {tuple(settings['policies'])}; add it.")
-  if settings["judge"] == settings["reward_model"]:
-    yield (f"config.{stage}.judge = {settings['judge']!r} is "
-           f"config.{stage}.reward_model, which PPO optimised; judge by "
-           f"{LABELERS!r} or by a reward model of its own.")
+  if settings["judge"] != LABELERS:
+    yield from _judge_errors(tree, stage)
+  for split, rows in (("test", "prompts"), ("validation", "texts")):
+    fraction = tree["data"][f"{split}_fraction"]
+    if fraction == 0:
+      yield (f"config.data.{split}_fraction = {fraction} leaves {stage!r} no "
+             f"{rows} to measure by; use e.g. 0.1, or leave {stage!r} out of "
+             "config.stages.")
+
+
+def _judge_errors(tree: Tree, stage: str) -> Iterator[str]:
+  """Of a judge that taught a policy, by its name or as the same folder."""
+  settings, inputs = tree[stage], tree["inputs"]
+  judge, place = settings["judge"], inputs.get(settings["judge"])
+  taught = [(stage, settings["reward_model"])]
+  for policy in settings["policies"]:
+    taught += teachers(tree, policy)
+  for of, name in taught:
+    if judge == name or (
+        place and inputs.get(name)
+        and storage.is_same_place(place, inputs[name])):
+      yield (f"config.{stage}.judge = {judge!r} is "
+             f"config.{of}.reward_model"
+             + ("" if judge == name else f" = {name!r} (both are {place})")
+             + ", which " + ("chose a policy" if kind_of(of) == "select"
+                             else "PPO optimised")
+             + f"; judge by {LABELERS!r} or by a reward model of its own.")
+      return

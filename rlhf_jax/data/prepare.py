@@ -116,6 +116,16 @@ def open_split(out_dir: str, kind: str, split: str) -> builders.Split:
   return builders.Split(kind, out_dir, split)
 
 
+def num_rows(out_dir: str, kind: str, split: str) -> int | None:
+  """How many rows `open_split` has, without opening it; None where the kind is
+  not prepared."""
+  path = epath.Path(out_dir) / kind / "report.json"
+  if not path.exists():
+    return None
+  report = json.loads(path.read_text())
+  return report.get("windows", report["rows_out"])[split]
+
+
 def format_report(report: dict[str, Any]) -> str:
   """The report as tables to print, about 100 columns wide."""
   parts = [

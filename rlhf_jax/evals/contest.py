@@ -50,7 +50,7 @@ def of_scores(scores: Mapping[tuple[str, str], float]) -> Referee:
 
   def judge(number, prompt, pair):
     del number
-    a, b = (scores[prompt, text] for text in pair)
+    a, b = (float(scores[prompt, text]) for text in pair)
     return (1 + (a < b), 1 + (b < a))
 
   return Referee(judge, lambda prompt, text: scores[prompt, text], "score")
@@ -104,14 +104,21 @@ def outcomes(
   return points
 
 
+def preference(
+    entrant: Mapping[str, str], baseline: Mapping[str, str],
+    judge: preferences.Judge) -> np.ndarray:
+  """[P]: the points of one against another on each common prompt, both shown
+  in either order; their mean is the win rate, a tie half."""
+  return outcomes([entrant, baseline], judge)[:, 0, 1]
+
+
 def win_rate(contest: Contest, who: Who) -> Iterator[Row]:
   """Yields `win_rate` against the baseline of its own run, none for that."""
   baseline = who[0], contest.baseline[who[0]]
   if who != baseline:
-    points = outcomes(
-        [contest.entrants[who], contest.entrants[baseline]],
-        contest.referee.judge)
-    yield results.mean("win_rate", points[:, 0, 1])
+    yield results.mean("win_rate", preference(
+        contest.entrants[who], contest.entrants[baseline],
+        contest.referee.judge))
 
 
 def rating(contest: Contest, who: Who) -> Iterator[Row]:

@@ -3,7 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rlhf_jax import checkpoint, config as config_lib
+from etils import epath
+
+from rlhf_jax import checkpoint, config as config_lib, datasets, storage
 from rlhf_jax.checkpoint import CheckpointError
 from rlhf_jax.config import names
 from rlhf_jax.evals import registry
@@ -75,7 +77,7 @@ def choose_judge(runs: Mapping[str, Run], asked: str,
   Args:
     runs: by name.
     asked: by whom, "" for the judge of the first run's own evaluation.
-    policies: run -> those that are judged.
+    policies: run -> all that are judged, the baseline too.
 
   Raises:
     LeftOut: there is nobody, or a policy was optimised for that one.
@@ -97,14 +99,22 @@ def choose_judge(runs: Mapping[str, Run], asked: str,
     raise LeftOut(f"--judge={judge}: the finished reward models in "
                   f"{first.workdir} are {', '.join(there) or 'none'}")
   for name, run in runs.items():
-    for stage in policies[name]:
-      learnt_from = run.config.get(stage_of(stage), {}).get("reward_model")
-      if learnt_from and (
-          run.stage_dir(learnt_from) == first.stage_dir(judge)):
-        raise LeftOut(
-            f"--judge={judge}: {stage} in {run.workdir} was optimised for it; "
-            "name a reward model that none was, as one of config.judge")
+    for policy in policies[name]:
+      for _, teacher in config_lib.teachers(run.config, stage_of(policy)):
+        if _is_same(run.stage_dir(teacher), first.stage_dir(judge)):
+          raise LeftOut(
+              f"--judge={judge}: {policy} in {run.workdir} was optimised for "
+              "it; name a reward model that none was, as one of config.judge")
   return judge
+
+
+def _is_same(folder: epath.PathLike, other: epath.PathLike) -> bool:
+  """Whether two folders have one stage's result: one folder by two names, or
+  one copied from the other."""
+  if storage.is_same_place(folder, other):
+    return True
+  done = checkpoint.read_done(folder)
+  return done is not None and done == checkpoint.read_done(other)
 
 
 def world_of(run: Run) -> Any:
@@ -117,12 +127,14 @@ def world_of(run: Run) -> Any:
 
 def why_not(run: Run, evaluator: Evaluator) -> str:
   """What a run lacks for an evaluator, "" if nothing."""
+  readers = [""]
   if evaluator.scope == registry.REWARD_MODEL:
-    if not stages(run, config_lib.REWARD_MODELS):
+    readers = stages(run, config_lib.REWARD_MODELS)
+    if not readers:
       return f"{run.workdir} has no finished reward model"
   if evaluator.of_world and run.rubric is None:
     return f"{run.workdir} is no run of Smallworld"
-  data = evaluator.data
-  if data and not (run.workdir / "data" / data / "report.json").exists():
-    return f"{run.workdir} has no prepared {data}"
-  return ""
+  if not evaluator.data:
+    return ""
+  reasons = (datasets.lacks(run, evaluator.data, stage) for stage in readers)
+  return next(filter(None, reasons), "")

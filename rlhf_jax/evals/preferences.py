@@ -2,23 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
-from rlhf_jax.evals import intervals
-
 # judge(prompt number, prompt, [response a, response b]) -> ranks, 1 = better
 Judge = Callable[[int, str, list[str]], Sequence[int]]
-
-
-def win_rate(
-    prompts: Sequence[str],
-    responses: Sequence[str],
-    baseline: Sequence[str],
-    judge: Judge,
-) -> dict[str, float]:
-  """Share of prompts where `responses` beat `baseline`; ties count half."""
-  return intervals.mean([
-      points(judge(number, prompt, [a, b]))
-      for number, (prompt, a, b) in enumerate(
-          zip(prompts, responses, baseline))])
 
 
 def points(ranks: Sequence[int]) -> float:
@@ -40,16 +25,3 @@ def labelers_judge(labelers: Sequence, assign: Callable) -> Judge:
   """One labeler a prompt, chosen by `assign(labelers, prompt)`."""
   return lambda number, prompt, pair: assign(
       labelers, prompt).rank(prompt, pair).ranks
-
-
-def scores_judge(
-    scores: Sequence[float], baseline_scores: Sequence[float]
-) -> Judge:
-  """The higher score of a reward model wins."""
-
-  def judge(number, prompt, pair):
-    del prompt, pair
-    a, b = float(scores[number]), float(baseline_scores[number])
-    return (1 + (a < b), 1 + (b < a))
-
-  return judge

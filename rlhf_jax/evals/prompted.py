@@ -126,8 +126,8 @@ def _rows(run: Run, kind: str, split: str) -> Sequence[Mapping[str, Any]]:
 
 
 def _judge_of(run: Run) -> str:
-  """The reward model that chooses; "" for Smallworld's rubric."""
-  if run.world is not None:
+  """The reward model that chooses; "" for the prompts' own rubric."""
+  if run.rubric is not None:
     return ""
   there = finished.stages(run, config_lib.REWARD_MODELS)
   if not there:
@@ -162,7 +162,7 @@ class PromptedPolicy:
     found = self._respond(
         key, [(self.prefix, prompt) for prompt in prompts], bench.tick)
     return Responses(prompts, found, None, None,
-                     tokenizer=run.tokenizer.digest, world=run.world)
+                     tokenizer=run.tokenizer.digest, world=run.rubric)
 
   @functools.cached_property
   def prefix(self) -> str:
@@ -184,7 +184,7 @@ class PromptedPolicy:
     run = self._bench.run
     judge = _judge_of(run)
     if not judge:
-      return np.array([run.world.judge(row["prompt"], of.text).score
+      return np.array([run.rubric.judge(row["prompt"], of.text).score
                        for row, of in zip(rows, found)])
     return self._bench.scorer(
         run.load(judge, "params", run.scalar()),

@@ -1,10 +1,11 @@
 """All evaluators by name, and the suites that list them.
 
 To add one, write `measure(model, items) -> Iterator[Row]` in a module of this
-folder, of what `model.Model` offers, and a function that reads its file; then
-give it a line in `EVALUATORS` with the file's place in the data folder, and its
-name to a suite. To read any file of a known format, nothing need be added: it
-is FAMILY:PATH, as in "multiple_choice:my_questions.jsonl".
+folder, of what `model.Model` offers, and a function that reads its file; items
+have `num_texts`, how many texts the model reads or writes for each. Then give
+it a line in `EVALUATORS` with the file's place in the data folder, and its name
+to a suite. To read any file of a known format, nothing need be added: it is
+FAMILY:PATH, as in "multiple_choice:my_questions.jsonl".
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -41,7 +42,8 @@ class Evaluator:
     read: path -> items, where it reads a file.
     file: that file in the data folder; "" where it is given by name.
     package: what must be installed.
-    data: the kind of the run's own prepared data that it needs.
+    data: the kind of the run's own prepared data that it needs; comparisons
+      of each reward model.
     of_world: whether the run must be one of Smallworld.
   """
 
@@ -149,7 +151,7 @@ EVALUATORS: dict[str, Evaluator] = {
         judged.metadata, RESPONSES, data="prompts", of_world=True),
     "reward_model": Evaluator(
         "accuracy on validation comparisons, by group",
-        comparisons.measure_held_out, REWARD_MODEL),
+        comparisons.measure_held_out, REWARD_MODEL, data="comparisons"),
     "pretraining": Evaluator(
         "perplexity of held-out pretraining text",
         lambda model: perplexity.of_windows(model.held_out()), data="pretrain"),

@@ -13,11 +13,11 @@ import ml_collections
 import numpy as np
 
 from rlhf_jax import (
-    checkpoint, config as config_lib, guards, labelers, metrics, profiling,
-    rollout, sampler, scoring, sharding,
+    checkpoint, config as config_lib, guards, metrics, profiling, rollout,
+    sampler, scoring, sharding,
 )
 from rlhf_jax.evals import (
-    constant, divergence, intervals, language_loss, preferences, ranking,
+    constant, contest, divergence, intervals, language_loss, ranking,
     responses, reward_model,
 )
 from rlhf_jax.run import Run
@@ -189,11 +189,7 @@ def summarise(
   if settings.judge != "labelers":
     figures |= named(
         "judge_score", by_policy(lambda o: intervals.mean(o.judge_scores)))
-  figures["win_rate"] = {
-      name: win_rate(run, settings, prompts, outcome,
-                     outcomes[settings.baseline])
-      for name, outcome in outcomes.items() if name != settings.baseline
-  }
+  figures["win_rate"] = win_rates(run, settings, prompts, outcomes)
   best = settings.policies[-1]
   if best != settings.baseline:
     figures["win_rate_vs_sft"] = figures["win_rate"][best]
@@ -201,16 +197,24 @@ def summarise(
   return figures
 
 
-def win_rate(run: Run, settings, prompts, outcome, baseline):
+def win_rates(
+    run: Run, settings, prompts, outcomes: Mapping[str, Outcome]
+) -> dict[str, dict[str, float]]:
+  """How often each policy is preferred to the baseline."""
+  said = {name: dict(zip(prompts, outcome.texts))
+          for name, outcome in outcomes.items()}
   if settings.judge == "labelers":
-    heldout = labelers.of_run(run, labelers.TRUTHFUL_HARMLESS)[1]
-    judge = preferences.labelers_judge(
-        heldout, lambda group, prompt: labelers.assign(group, prompt, 1)[0])
+    referee = contest.heldout_labelers(run)
   else:
-    judge = preferences.scores_judge(
-        outcome.judge_scores, baseline.judge_scores)
-  return preferences.win_rate(
-      prompts, outcome.texts, baseline.texts, judge)
+    scores: dict[tuple[str, str], float] = {}
+    for name, outcome in outcomes.items():
+      for key, score in zip(said[name].items(), outcome.judge_scores):
+        scores.setdefault(key, score)  # equal texts have one score
+    referee = contest.of_scores(scores)
+  return {
+      name: intervals.mean(contest.preference(
+          texts, said[settings.baseline], referee.judge))
+      for name, texts in said.items() if name != settings.baseline}
 
 
 def write_samples(run: Run, rows, outcomes: Mapping[str, Outcome]) -> None:

@@ -164,17 +164,19 @@ class Measurement:
       self._prepare_contest()
 
   def _prepare_contest(self) -> None:
+    judged = {
+        name: policies if self.baseline[name] in policies else [
+            self.baseline[name], *policies]
+        for name, policies in self.policies.items()}
     try:
       self.judge = finished.choose_judge(
-          self.runs, self.options.judge, self.policies)
+          self.runs, self.options.judge, judged)
     except LeftOut as reason:
       if self.options.judge:
         raise
       self._leave_out_for(str(reason), *self._of(registry.CONTEST))
       return
-    for name, policies in self.policies.items():
-      if self.baseline[name] not in policies:
-        policies.insert(0, self.baseline[name])
+    self.policies = judged
     if sum(map(len, self.policies.values())) < 2:
       self._leave_out_for("there is one policy only", "elo")
     shared = set.intersection(*(
@@ -237,9 +239,9 @@ class Measurement:
 
   def _num_texts(self, bench: subjects.Bench, policy: str) -> int:
     """What is read and written for a policy."""
-    number = len(self._of(registry.CONTEST)) * len(bench.prompts)
+    number = 0
     if self._of(registry.RESPONSES, registry.CONTEST):
-      number += len(bench.prompts)
+      number += len(bench.prompts) * (1 + len(self._of(registry.CONTEST)))
       if finished.is_prompted(policy):
         number += prompted.NUM_PREFIXES * prompted.NUM_PROMPTS
     if finished.is_prompted(policy):

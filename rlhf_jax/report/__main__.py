@@ -12,8 +12,6 @@ if __name__ == "__main__":
   usage.answer(__doc__, __file__)
 
 # pylint: disable=wrong-import-position
-import sys
-
 from absl import app
 from absl import flags
 from etils import epath
@@ -41,7 +39,7 @@ def main(argv):
     storage.check(out.parent, "--out", is_written=True)
     page.write(workdirs, out)
   except storage.StorageError as error:
-    sys.exit(f"error: {error}")
+    usage.refuse(str(error))
   print(f"written: {out}")
 
 

@@ -54,8 +54,15 @@ def seeds_of(study: ml_collections.ConfigDict, asked: list[str] | None
   """The seeds to run.
 
   Raises:
-    ConfigError: one is none of the study's.
+    ConfigError: there is none, or one is none of the study's.
   """
+  if not study.seeds:
+    raise ConfigError(
+        f"config.seeds = {tuple(study.seeds)} is empty; name one at least.")
+  if asked is not None and not asked:
+    raise ConfigError(
+        "--seeds= names no seed; name some of config.seeds = "
+        f"{tuple(study.seeds)}, or leave it out for all.")
   for seed in asked or ():
     if seed not in map(str, study.seeds):
       raise ConfigError(

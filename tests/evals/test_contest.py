@@ -1,9 +1,11 @@
 """Policies against each other before a referee of texts."""
 
+import types
+
 import numpy as np
 import pytest
 
-from rlhf_jax.evals import contest, preferences
+from rlhf_jax.evals import contest, preferences, stage
 from rlhf_jax.evals.contest import Contest, Referee
 
 PROMPTS = [f"p{n}" for n in range(6)]
@@ -43,6 +45,32 @@ def test_a_judge_by_position_prefers_nobody():
   assert row.mean == 0.5
   assert preferences.swapped_points(longer, 0, "p", "aa", "a") == 1
   assert preferences.swapped_points(longer, 0, "p", "a", "a") == 0.5
+
+
+def said(*texts, scores=None):
+  """What a policy did in the stage `evaluate`."""
+  return types.SimpleNamespace(texts=texts, judge_scores=scores)
+
+
+def test_the_stage_asks_its_judge_in_both_orders(monkeypatch):
+  referee = Referee(first, len, "likert")
+  monkeypatch.setattr(contest, "heldout_labelers", lambda run: referee)
+  settings = types.SimpleNamespace(judge="labelers", baseline="sft")
+  outcomes = {"sft": said("a", "b", "c"), "same": said("a", "b", "c"),
+              "ppo": said("aa", "bb", "cc")}
+  found = stage.win_rates(None, settings, PROMPTS[:3], outcomes)
+  assert set(found) == {"same", "ppo"}
+  assert {of["mean"] for of in found.values()} == {0.5}
+
+
+def test_the_stage_has_one_score_a_text():
+  """Equal texts tie, whatever the last bit of their scores; others do not."""
+  settings = types.SimpleNamespace(judge="judge", baseline="sft")
+  outcomes = {"sft": said("a", "b", "c", scores=np.float32([0, 1, 2])),
+              "ppo": said("a", "x", "y", scores=np.float32([1e-7, 3, 1.5]))}
+  found = stage.win_rates(None, settings, PROMPTS[:3], outcomes)
+  assert (found["ppo"]["mean"], found["ppo"]["n"]) == (0.5, 3)
+  assert found["ppo"]["low"] < 0.5 < found["ppo"]["high"]
 
 
 def test_win_rates_are_against_the_runs_own_baseline():

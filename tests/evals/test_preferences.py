@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax import labelers
-from rlhf_jax.evals import preferences
+from rlhf_jax.evals import contest, intervals, preferences
 
 
 def longer(number, prompt, pair):
@@ -16,7 +16,8 @@ def longer(number, prompt, pair):
 
 def rate(responses, baseline, judge=longer):
   prompts = [f"p{n}" for n in range(len(responses))]
-  return preferences.win_rate(prompts, responses, baseline, judge)
+  return intervals.mean(contest.preference(
+      dict(zip(prompts, responses)), dict(zip(prompts, baseline)), judge))
 
 
 def test_a_tie_is_half_a_win():
@@ -38,11 +39,18 @@ def test_swapped_sides_add_to_one():
       back["high"] - back["mean"])
 
 
+def by_scores(ours, theirs):
+  """The judge of the responses "x" and "y" to "p0", "p1" ..."""
+  scores = {(f"p{n}", text): score for text, of in (("x", ours), ("y", theirs))
+            for n, score in enumerate(of)}
+  return contest.of_scores(scores).judge
+
+
 def test_higher_scores_win():
-  judge = preferences.scores_judge([1.0, 0.0, 2.0], [0.5, 0.5, 2.0])
-  assert [judge(n, "p", ["x", "y"]) for n in range(3)] == [
+  judge = by_scores([1.0, 0.0, 2.0], [0.5, 0.5, 2.0])
+  assert [judge(n, f"p{n}", ["x", "y"]) for n in range(3)] == [
       (1, 2), (2, 1), (1, 1)]
-  assert rate(["", "", ""], ["", "", ""], judge)["mean"] == 0.5
+  assert rate("xxx", "yyy", judge)["mean"] == 0.5
 
 
 def test_the_judge_is_asked_by_the_prompts_number():
@@ -53,7 +61,8 @@ def test_the_judge_is_asked_by_the_prompts_number():
     return (1, 2)
 
   rate(["a", "b"], ["c", "d"], judge)
-  assert asked == [(0, "p0", ["a", "c"]), (1, "p1", ["b", "d"])]
+  assert asked == [(0, "p0", ["a", "c"]), (0, "p0", ["c", "a"]),
+                   (1, "p1", ["b", "d"]), (1, "p1", ["d", "b"])]
 
 
 class Named:
@@ -80,8 +89,23 @@ def test_one_labeler_judges_a_prompt_wherever_the_policy_stands():
 
 
 def test_scores_of_a_model_are_numpy_numbers():
-  judge = preferences.scores_judge(
-      np.array([1.0, 0.0, 2.0], np.float32),
-      np.array([0.0, 1.0, 2.0], np.float32))
-  found = preferences.win_rate("abc", "abc", "abc", judge)
-  assert found["mean"] == 0.5
+  judge = by_scores(np.array([1.0, 0.0, 2.0], np.float32),
+                    np.array([0.0, 1.0, 2.0], np.float32))
+  assert rate("xxx", "yyy", judge)["mean"] == 0.5
+
+
+def test_a_judge_who_is_blind_to_order_gives_what_one_order_gives():
+  ours, theirs = ["aaa", "b", "cc", "d", ""], ["a", "bb", "cc", "", "e"]
+  assert rate(ours, theirs) == intervals.mean([
+      preferences.points(longer(n, "p", list(pair)))
+      for n, pair in enumerate(zip(ours, theirs))])
+
+
+def test_equal_texts_tie_before_a_judge_who_likes_the_first():
+  def biased(number, prompt, pair):
+    """Half a letter for the place."""
+    a, b = len(pair[0]) + 0.5, len(pair[1])
+    return (1 + (a < b), 1 + (b < a))
+
+  assert rate(["a", "bb", ""], ["a", "bb", ""], biased)["mean"] == 0.5
+  assert rate(["aa", "b", "c"], ["a", "bb", "c"], biased)["mean"] == 0.5

@@ -48,7 +48,8 @@ def test_elsewhere_texts_follow_each_other():
 
 @pytest.fixture(name="make")
 def _make(monkeypatch):
-  """`make(world)`: a policy that answers rightly behind the prefix "b"."""
+  """`make(world, rubric)`: a policy that answers rightly behind the prefix
+  "b"."""
   right = [f"Of course. {name} has a {WORLD.world.facts[name, 'pet']}."
            for name in ("Anna", "Ben")]
   rows = [{"prompt": prompt, "prompt_tokens": []} for prompt in PROMPTS]
@@ -64,9 +65,9 @@ def _make(monkeypatch):
 
   monkeypatch.setattr(prompted.PromptedPolicy, "_respond", respond)
 
-  def make(world, tick):
+  def make(world, rubric, tick):
     run = of_texts()
-    run.world, run.scalar = world, lambda: None
+    run.world, run.rubric, run.scalar = world, rubric, lambda: None
     run.key, run.load = (lambda name: name), (lambda *args: "params")
     run.tokenizer = types.SimpleNamespace(digest="d")
     return prompted.PromptedPolicy(types.SimpleNamespace(
@@ -79,12 +80,19 @@ def _make(monkeypatch):
   return make
 
 
-@pytest.mark.parametrize("world", [WORLD, None])
-def test_the_prefix_that_scores_best_is_used(make, world):
+@pytest.mark.parametrize("world, rubric", [
+    (WORLD, WORLD), (None, None), (WORLD, None)])
+def test_the_prefix_that_scores_best_is_used(
+    make, world, rubric, monkeypatch):
+  """By the rubric of its own prompts, not by that of a world that it has read
+  about: that one cannot tell what others ask."""
+  if rubric is None:
+    monkeypatch.setattr(Smallworld, "judge", None)
   ticks = []
-  policy = make(world, ticks.append)
+  policy = make(world, rubric, ticks.append)
   found = policy.responses
   assert policy.prefix == "b"
+  assert found.world is rubric
   assert all("has a" in of.text for of in found.responses)
   assert list(found.prompts) == PROMPTS[::-1]
   assert sum(ticks) == prompted.NUM_PREFIXES * prompted.NUM_PROMPTS + 2
@@ -105,3 +113,27 @@ def test_its_stage_is_what_is_judged(monkeypatch):
   assert finished.choose_judge({"w": run}, "rm", {"w": ["sft"]}) == "rm"
   with pytest.raises(suite.LeftOut, match="ppo.prompted in w was optimised"):
     finished.choose_judge({"w": run}, "rm", {"w": ["ppo+prompted"]})
+
+
+def test_a_teacher_is_found_in_any_folder(monkeypatch, tmp_path):
+  """Named from elsewhere, through a link, or copied."""
+  monkeypatch.setattr(finished, "stages", lambda run, kinds: ["rm"])
+  monkeypatch.chdir(tmp_path)
+  for name, seconds in (("a/rm", 1.5), ("copy", 1.5), ("other", 2.5)):
+    (tmp_path / name).mkdir(parents=True)
+    (tmp_path / name / "done.json").write_text(f'{{"seconds": {seconds}}}')
+  (tmp_path / "link").symlink_to("a")
+  first = types.SimpleNamespace(
+      config={}, workdir="a", stage_dir=lambda stage: tmp_path / "a" / stage)
+
+  def chosen(folder):
+    run = types.SimpleNamespace(
+        config={"ppo": {"reward_model": "rm"}}, workdir="b",
+        stage_dir=lambda stage: folder)
+    return finished.choose_judge(
+        {"a": first, "b": run}, "rm", {"a": ["sft"], "b": ["sft", "ppo"]})
+
+  assert chosen("other") == "rm"
+  for folder in ("a/rm", "link/rm", "copy"):
+    with pytest.raises(suite.LeftOut, match="ppo in b was optimised for it"):
+      chosen(folder)

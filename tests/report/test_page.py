@@ -11,7 +11,7 @@ from unittest import mock
 from etils import epath
 import pytest
 
-from rlhf_jax import pipeline, storage
+from rlhf_jax import exits, pipeline, storage
 from rlhf_jax.report import charts, folder, page
 from tests.report import made
 
@@ -140,7 +140,7 @@ def test_the_command(tmp_path):
   assert done.stdout == f"written: {tmp_path}/out.html\n"
   assert "What to look at" in (tmp_path / "out.html").read_text()
   refused = call(f"--workdir={tmp_path}")
-  assert refused.returncode == 1
+  assert refused.returncode == exits.REFUSED
   assert refused.stderr.strip() == (
       f"error: {tmp_path}/config.json does not exist: --workdir must be the "
       "folder of a run.")

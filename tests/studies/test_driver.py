@@ -15,9 +15,9 @@ import pytest
 from experiments import ppo
 from experiments.studies import runs as study_runs
 from rlhf_jax import config as config_lib
-from rlhf_jax import datasets, pipeline
+from rlhf_jax import datasets, ending, exits, pipeline
 from rlhf_jax.evals import results
-from rlhf_jax.evals.suite import Result
+from rlhf_jax.evals.suite import LeftOut, Result
 from rlhf_jax.studies import driver, measuring, policies, registry
 from rlhf_jax.studies import results as results_lib
 from rlhf_jax.studies.study import Study, Table
@@ -285,6 +285,21 @@ def test_seeds():
   assert driver.seeds_of(study, ["2", "0"]) == [2, 0]
   with pytest.raises(config_lib.ConfigError, match="'3' is none of"):
     driver.seeds_of(study, ["1", "3"])
+  with pytest.raises(config_lib.ConfigError, match=(
+      r"--seeds= names no seed; name some of config.seeds = \(0, 1, 2\), or")):
+    driver.seeds_of(study, [])
+  study.seeds = ()
+  with pytest.raises(
+      config_lib.ConfigError, match=r"config.seeds = \(\) is empty; name one"):
+    driver.seeds_of(study, None)
+
+
+def test_what_cannot_be_measured_ends_in_one_message(capsys):
+  with pytest.raises(SystemExit) as stopped, ending.one_message():
+    raise LeftOut("runs/a has no prepared prompts")
+  assert stopped.value.code == exits.REFUSED
+  assert capsys.readouterr().err == (
+      "\nerror: runs/a has no prepared prompts\n")
 
 
 def test_results_are_files(tmp_path):
