@@ -44,8 +44,7 @@ devices_of() {
     local first=$(($1 * each))
     echo "CUDA_VISIBLE_DEVICES=$(seq -s, $first $((first + each - 1)))"
   else
-    # NPROC: threads enough for collectives that wait for each other
-    echo "JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=$devices NPROC=64"
+    echo "JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=$devices"
   fi
 }
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import ctypes
 import dataclasses
+import os
 import signal
 import sys
 import time
@@ -120,6 +121,7 @@ def start(cluster: Cluster, timeout: float, grace_seconds: float) -> None:
   global _watch
   began = time.monotonic()
   made: watch.Hub | watch.Member
+  _one_thread_a_device()
   if cluster.process_id == 0:
     made, address = rendezvous.gather(
         cluster.host, cluster.port, cluster.num_processes, timeout)
@@ -131,10 +133,6 @@ def start(cluster: Cluster, timeout: float, grace_seconds: float) -> None:
   # JAX sets its own handler, which ours calls: signals wait until both are set.
   waiting = signal.pthread_sigmask(signal.SIG_BLOCK, exits.AT_SIGNAL)
   jax.config.update("jax_enable_preemption_service", True)
-  # Of CPU devices, and read when they are made: collectives of two programs in
-  # flight meet on one connection and take each other's messages (gloo's
-  # "op.preamble.length <= op.nbytes"), so that each waits for the one before.
-  jax.config.update("jax_cpu_enable_async_dispatch", False)
   jax.distributed.initialize(
       address, cluster.num_processes, cluster.process_id,
       local_device_ids=cluster.local_device_ids,
@@ -147,6 +145,14 @@ def start(cluster: Cluster, timeout: float, grace_seconds: float) -> None:
   if cluster.process_id == 0:
     print(f"{cluster.num_processes} processes after "
           f"{time.monotonic() - began:.1f} s", flush=True)
+
+
+def _one_thread_a_device() -> None:
+  """Where devices are CPUs: with more threads XLA begins collectives of a
+  program that do not need each other at once, in any order, and processes take
+  one for the other (gloo's "op.preamble.length <= op.nbytes")."""
+  if jax.config.jax_platforms == "cpu":
+    os.environ["NPROC"] = "1"  # read when the devices are made
 
 
 def _jax_handler() -> Callable[[], None]:

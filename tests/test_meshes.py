@@ -126,6 +126,7 @@ class SameNumbersTest(parameterized.TestCase):
   def setUp(self):
     super().setUp()
     tiny.in_a_hurry(self)
+    _without_mesh()  # before one is current
 
   @parameterized.parameters(*CASES)
   def test_of_every_step(self, name, kind, num_parts, num_ptx_parts,
@@ -196,6 +197,10 @@ class SameNumbersTest(parameterized.TestCase):
 
 class Bfloat16Test(parameterized.TestCase):
   """Eight bits of precision: 2^-8 = .004 a number."""
+
+  def setUp(self):
+    super().setUp()
+    _without_mesh()  # before one is current
 
   @parameterized.parameters("one_device", "fsdp_tensor")
   def test_a_step_is_close_to_float32(self, name):

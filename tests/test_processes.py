@@ -194,6 +194,13 @@ def start_mini(*bodies):
       for i, body in enumerate(bodies)]
 
 
+def test_cpu_devices_have_a_thread_each():
+  """With more a run of all stages aborts in `ppo` more often than not; one is
+  made by tests/shown."""
+  for ended in mini(*["print('threads:', os.environ['NPROC'])"] * 2):
+    assert "threads: 1" in ended.printed, ended
+
+
 def test_all_finish():
   ended = mini("pass", "time.sleep(1)")
   assert [e.status for e in ended] == [0, 0], ended
