@@ -151,7 +151,7 @@ def _one_thread_a_device() -> None:
   """Where devices are CPUs: with more threads XLA begins collectives of a
   program that do not need each other at once, in any order, and processes take
   one for the other (gloo's "op.preamble.length <= op.nbytes")."""
-  if jax.config.jax_platforms == "cpu":
+  if jax.config.jax_platforms == "cpu":  # type: ignore[attr-defined]
     os.environ["NPROC"] = "1"  # read when the devices are made
 
 
