@@ -50,8 +50,12 @@ ELSEWHERE = {
     "python -m benchmarks.peers": "needs them; tests/test_benchmarks.py",
     "launch/local.sh --processes=2 --gpus=8": "needs GPUs; its --dry-run is in "
                                               "tests/test_launch.py",
-    "python -m rlhf_jax.study": "tests/studies/test_driver.py, a smaller one: "
-                                "six take longer than all other commands",
+    **dict.fromkeys((
+        "python -m rlhf_jax.study --config=experiments/studies/" + name
+        for name in ("alignment_tax", "model_sizes", "overoptimisation",
+                     "best_of_n", "reward_models")),
+        "the command is that of `behaviour`, and these take longer than all "
+        "others; their configs and measurements: tests/studies"),
     "GLIBC_TUNABLES=": "no command: tests/test_host_memory.py",
     "CLUSTER=": "no command: a word of those that follow",
 }
@@ -65,6 +69,7 @@ ADDED = {
     "JAX_PLATFORMS=cpu python -m benchmarks.growth":
         "--axes=K --programs=rm --repetitions=1",
     "python -m rlhf_jax.screen": "--roster=passed.jsonl",  # a first roster
+    "python -m rlhf_jax.study": "--seeds=0",
     "launch/tpu_pod.sh": "--dry-run",
     "launch/gke_xpk.sh": "--dry-run",
     "launch/slurm.sh": "--dry-run",
@@ -171,7 +176,7 @@ def quick(command):
   command = re.sub(r"\[(.*?)\]", r"\1", command)  # what may be left out
   for word, ours in WORDS.items():
     command = command.replace(word, ours)
-  if command.startswith("python -m rlhf_jax.main"):
+  if re.match("python -m rlhf_jax[.](main|study) ", command):
     command = with_settings(command)
   elif command.startswith("launch/local.sh"):
     command = with_settings(f"{command} --")
@@ -191,11 +196,17 @@ def with_settings(command):
 
 
 def smaller(name):
-  """(path, value) of what makes an experiment small."""
+  """(path, value) of what makes an experiment small, or each run of a study."""
   file, _, size = name.partition(":")
   module = importlib.import_module(
       file.removesuffix(".py").replace("/", "."))
-  return shrunk(module.get_config(*filter(None, [size])))
+  config = module.get_config(*filter(None, [size]))
+  if "runs" not in config:
+    yield from shrunk(config)
+    return
+  for run in config.runs:
+    for path, value in shrunk(config.runs[run]):
+      yield f"runs.{run}.{path}", value
 
 
 def shrunk(config):
