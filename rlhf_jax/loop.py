@@ -14,6 +14,7 @@ guard stops; nothing is saved or written of it.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
+import os
 import types
 from typing import Any
 
@@ -257,11 +258,27 @@ def make_meta(training: Training, step: int) -> dict[str, Any]:
       "constants": dict(training.constants),
       "tokenizer": run.tokenizer.digest,
       "config": config_lib.stage_keys(run.config, stage),
-      "devices": {"count": jax.device_count(),
-                  "processes": jax.process_count(),
-                  "mesh": dict(run.mesh.shape)},
+      "devices": devices_of(run),
       "versions": versions(),
   }
+
+
+def devices_of(run: Run) -> dict[str, Any]:
+  """What decides the order in which sums are added up, and so their last bits;
+  on CPUs also how many threads share a product."""
+  found = {"count": jax.device_count(), "processes": jax.process_count(),
+           "mesh": dict(run.mesh.shape)}
+  if jax.default_backend() == "cpu":
+    asked = os.environ.get("NPROC", "")
+    found["threads"] = int(asked) if asked.isdigit() else _num_cores()
+  return found
+
+
+def _num_cores() -> int | None:
+  """Those that this process may use."""
+  if hasattr(os, "sched_getaffinity"):  # not on macOS
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count()
 
 
 def positions(training: Training, step: int) -> dict[str, Any]:

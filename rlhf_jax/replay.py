@@ -212,12 +212,11 @@ def warn_of_other_devices(run: Run, stage: str, found: Replayed) -> None:
     return
   with checkpoint.Reader(folder) as saved:
     meta = saved.meta(found.start)
-  here = {"count": jax.device_count(), "mesh": dict(run.mesh.shape)}
-  there = meta.get("devices")
+  here, there = loop.devices_of(run), meta.get("devices")
   if not isinstance(there, dict) or any(
-      there.get(name) != value for name, value in here.items()):
+      here.get(name) != value for name, value in there.items()):
     metrics.say(f"recorded on {there}, replayed on {here}: sums are added up "
-                "in another order, so the last bits differ")
+                "in another order, so the last bits may differ")
 
 
 def main(argv):

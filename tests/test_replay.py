@@ -1,6 +1,7 @@
 """A recorded step, run again, is the same; or it is said where it is not."""
 
 import json
+import os
 import shutil
 import sys
 from unittest import mock
@@ -51,6 +52,17 @@ def test_it_reproduces_to_the_last_bit(base, run, stage, step, start):
   text = replay.format_replay(stage, step, found)
   assert "it reproduces, metrics" in text
   assert f"step {found.start}" in text if found.start else "the start" in text
+
+
+def test_other_threads_are_named(run, capsys):
+  found, threads = mock.Mock(start=2), os.environ["NPROC"]  # of tests/conftest
+  replay.warn_of_other_devices(run, "ppo", found)
+  assert not capsys.readouterr().out
+  with mock.patch.dict(os.environ, NPROC="3"):
+    replay.warn_of_other_devices(run, "ppo", found)
+  said = capsys.readouterr().out
+  assert f"'threads': {threads}}}, replayed on" in said
+  assert "'threads': 3}: sums are added up" in said
 
 
 def test_nothing_is_written(base, run):
