@@ -183,7 +183,7 @@ def test_what_a_run_still_needs_is_said():
   assert report.as_object(derived())["needs"] == [derived().needs]
   config = ppo_ptx.get_config("1.3b")
   config.data.update(tokenizer="no/tokenizer.json", pretrain="jsonl:no/text")
-  needs = make_plan(config, GPUS, only="ppo/step").needs
+  needs = make_plan(config, "h100:2x8", only="ppo/step").needs
   for lacking in ("config.inputs.rm_sft", "nothing at 'no/tokenizer.json'",
                   "nothing at 'no/text'"):
     assert lacking in needs
