@@ -10,6 +10,7 @@ import nbformat
 import pytest
 
 from notebooks import render
+from tests import test_docs
 
 _TINY = dict(layers=2, width=32, heads=2, documents=600, pretrain_steps=16,
              sft_steps=16, rl_init_steps=8, ranked_prompts=32,
@@ -70,8 +71,12 @@ def test_its_lines_are_short_and_its_links_lead_somewhere(name):
     assert all(len(line) <= 80 for line in cell.source.splitlines())
   for cell in cells(name, "markdown"):
     for link in _LINK.findall(cell.source):
-      if not link.startswith("https://"):
-        assert (render.HERE / link).exists(), link
+      if link.startswith("https://"):
+        continue
+      place, _, anchor = link.partition("#")
+      assert (render.HERE / place).exists(), link
+      assert not anchor or anchor in test_docs.anchors(
+          (render.HERE / place).resolve()), link
 
 
 @pytest.mark.parametrize("name", SMALL)
