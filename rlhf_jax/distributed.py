@@ -148,9 +148,9 @@ def start(cluster: Cluster, timeout: float, grace_seconds: float) -> None:
 
 
 def _one_thread_a_device() -> None:
-  """Where devices are CPUs: with more threads XLA begins collectives of a
-  program that do not need each other at once, in any order, and processes take
-  one for the other (gloo's "op.preamble.length <= op.nbytes")."""
+  """Where devices are CPUs: with more threads runs have aborted in collectives
+  (gloo's "op.preamble.length <= op.nbytes"), as if those of a program that do
+  not need each other were begun in any order, and one taken for another."""
   if jax.config.jax_platforms == "cpu":  # type: ignore[attr-defined]
     os.environ["NPROC"] = "1"  # read when the devices are made
 

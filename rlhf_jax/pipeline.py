@@ -276,7 +276,7 @@ def is_all_done(config, workdir: epath.Path) -> bool:
   return all(
       checkpoint.read_done(workdir / stage)
       and not changes(config, workdir, stage)
-      for stage in config.stages if stage not in given_inputs(config))
+      for stage in own_stages(config))
 
 
 def begun_with(path: epath.Path, config) -> dict[str, Any]:
@@ -351,11 +351,14 @@ def check_results(run: Run) -> None:
 
 def unfinished(run: Run) -> list[str]:
   """The stages that are still to be run here."""
-  return [
-      stage for stage in run.config.stages
-      if stage not in given_inputs(run.config)
-      and not checkpoint.read_done(run.stage_dir(stage))
-  ]
+  return [stage for stage in own_stages(run.config)
+          if not checkpoint.read_done(run.stage_dir(stage))]
+
+
+def own_stages(config) -> list[str]:
+  """The stages that a run makes itself."""
+  given = given_inputs(config)
+  return [stage for stage in config.stages if stage not in given]
 
 
 def given_inputs(config) -> dict[str, str]:
@@ -376,12 +379,11 @@ def prepare_first_data(run: Run) -> None:
   datasets.prepare_for(run, tuple(sorted(kinds)))
   if "demonstrations" in kinds:
     streams.training_mixture(run)  # refuses what it cannot use
-  if "comparisons" in kinds:
-    for stage in unfinished(run):
-      if STAGES[config_lib.name_of(stage)] is rm.train:
-        streams.training_comparisons(run, stage)  # refuses what it cannot use
   for stage in unfinished(run):
-    if STAGES[config_lib.name_of(stage)] is evaluate.run_stage:
+    runs = STAGES[config_lib.name_of(stage)]
+    if runs is rm.train and "comparisons" in kinds:
+      streams.training_comparisons(run, stage)  # refuses what it cannot use
+    elif runs is evaluate.run_stage:
       for kind in sorted(kinds & set(reads(stage)) & set(datasets.HELD_OUT)):
         if reason := datasets.lacks(run, kind, stage):
           raise DataError(f"{reason}; or leave {stage!r} out of config.stages")

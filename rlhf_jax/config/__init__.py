@@ -116,7 +116,7 @@ def validate(
       *imported.init_errors(tree),
       *model_errors(tree),
       *kernel_errors(tree, platform),
-      *data_errors(tree, check_inputs),
+      *data_errors(tree),
       *(e for stage in active(tree) for e in stage_errors(tree, stage)),
       *mesh_errors(tree, device_count, slice_count),
       *(file_errors(tree) if check_inputs else ()),

@@ -108,7 +108,7 @@ def kernel_errors(tree: Tree, platform: str | None) -> Iterator[str]:
              "attention_kernel='plain'.")
 
 
-def data_errors(tree: Tree, check_inputs: bool) -> Iterator[str]:
+def data_errors(tree: Tree) -> Iterator[str]:
   data = tree["data"]
   held_out = data["validation_fraction"] + data["test_fraction"]
   if held_out >= 1:
@@ -119,15 +119,6 @@ def data_errors(tree: Tree, check_inputs: bool) -> Iterator[str]:
     yield (f"config.model.vocab_size = {tree['model']['vocab_size']} is too "
            "small for config.data.tokenizer = 'train': 256 bytes and the end "
            "need 257.")
-  if (check_inputs and data["tokenizer"] == "train"
-      and data["pretrain"] == "smallworld"
-      and tree["model"]["vocab_size"] > smallworld.MAX_VOCABULARY):
-    yield (f"config.model.vocab_size = {tree['model']['vocab_size']}, but no "
-           "tokenizer of so many tokens can be trained on Smallworld's text, "
-           "which has some 1,300: name text of your own as "
-           "config.data.pretrain = 'jsonl:PATH', and perhaps its "
-           "config.data.tokenizer = 'tokenizer.json'; or at most "
-           f"{smallworld.MAX_VOCABULARY} for model and rm_model.")
   for kind in records.KINDS:
     if not _is_source(kind, data[kind]):
       first = "collect" if kind == "comparisons" else "smallworld"
@@ -175,7 +166,16 @@ def _is_source(kind: str, source: str) -> bool:
 
 
 def file_errors(tree: Tree) -> Iterator[str]:
+  """Of what has to be there: rows, and a tokenizer or text for one."""
   data = tree["data"]
+  if (data["tokenizer"] == "train" and data["pretrain"] == "smallworld"
+      and tree["model"]["vocab_size"] > smallworld.MAX_VOCABULARY):
+    yield (f"config.model.vocab_size = {tree['model']['vocab_size']}, but no "
+           "tokenizer of so many tokens can be trained on Smallworld's text, "
+           "which has some 1,300: name text of your own as "
+           "config.data.pretrain = 'jsonl:PATH', and perhaps its "
+           "config.data.tokenizer = 'tokenizer.json'; or at most "
+           f"{smallworld.MAX_VOCABULARY} for model and rm_model.")
   used = set().union(*(sources_of(tree, stage) for stage in tree["stages"]))
   named = [(kind, data["root"], pattern) for kind in sorted(used)
            if data[kind].startswith("jsonl:")

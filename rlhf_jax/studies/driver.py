@@ -218,7 +218,8 @@ def settings(study: ml_collections.ConfigDict, of: Study) -> dict[str, Any]:
   run's own stages depend on, whose stages it takes, what is measured by."""
   return json.loads(json.dumps({
       "runs": {name: {"taken": taken(run), "stages": {
-          stage: config_lib.stage_keys(run, stage) for stage in _own(run)}}
+          stage: config_lib.stage_keys(run, stage)
+          for stage in pipeline.own_stages(run)}}
                for name, run in study.runs.items()},
       "measured_by": dict(of.settings)}))
 
@@ -232,17 +233,13 @@ def _sha256(text: str) -> str:
   return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _own(run: ml_collections.ConfigDict) -> list[str]:
-  """The stages that a run makes itself."""
-  return [stage for stage in run.stages if not run.inputs.get(stage)]
-
-
 def _stages(study: ml_collections.ConfigDict, workdir: epath.Path, seed: int
             ) -> dict[str, str]:
   """"RUN/STAGE" -> the digest of what it left as done, of all that are."""
   paths = {f"{name}/{stage}":
                seed_folder(workdir, seed) / name / stage / "done.json"
-           for name in order(study) for stage in _own(study.runs[name])}
+           for name in order(study)
+           for stage in pipeline.own_stages(study.runs[name])}
   return {stage: _sha256(path.read_text())
           for stage, path in paths.items() if path.exists()}
 
@@ -250,7 +247,7 @@ def _stages(study: ml_collections.ConfigDict, workdir: epath.Path, seed: int
 def _seconds(runs: Mapping[str, Run], seed: int) -> Iterator[Row]:
   """Yields how long each run's own stages took."""
   for name, run in runs.items():
-    for stage in _own(run.config):
+    for stage in pipeline.own_stages(run.config):
       seconds = checkpoint.read_done(run.stage_dir(stage))["seconds"]
       yield {"seed": seed, "run": name, "policy": stage, "task": "stage",
              "name": "seconds", "mean": seconds, "low": None, "high": None,

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import math
 from typing import Any
 
+from rlhf_jax import pipeline
 from rlhf_jax.config import POLICIES, name_of
 from rlhf_jax.evals import suite
 from rlhf_jax.evals.contest import Who
@@ -51,8 +52,8 @@ def evaluate(runs: Mapping[str, Run], policies: Mapping[str, Sequence[str]],
 def own_policies(runs: Mapping[str, Run]) -> dict[str, list[str]]:
   """Run -> the policies that it made itself."""
   return {
-      name: [stage for stage in run.config.stages
-             if name_of(stage) in POLICIES and not run.config.inputs.get(stage)]
+      name: [stage for stage in pipeline.own_stages(run.config)
+             if name_of(stage) in POLICIES]
       for name, run in runs.items()}
 
 

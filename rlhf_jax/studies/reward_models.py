@@ -7,7 +7,7 @@ Ouyang et al. 2022, 3.5 (all pairs of a prompt in one batch) and appendix E.2
 from collections.abc import Iterator, Mapping, Sequence
 import math
 
-from rlhf_jax import checkpoint, summaries
+from rlhf_jax import checkpoint, pipeline, summaries
 from rlhf_jax.config import REWARD_MODELS, name_of
 from rlhf_jax.evals import results
 from rlhf_jax.evals.suite import Result
@@ -26,9 +26,8 @@ def measure(runs: Mapping[str, Run]) -> Iterator[Result]:
   compute."""
   for name, run in runs.items():
     done = {stage: checkpoint.read_done(run.stage_dir(stage))
-            for stage in run.config.stages
-            if name_of(stage) in REWARD_MODELS
-            and not run.config.inputs.get(stage)}
+            for stage in pipeline.own_stages(run.config)
+            if name_of(stage) in REWARD_MODELS}
     for model in summaries.reward_models(done):
       yield from _of_model(name, model)
     for stage, fold in summaries.folds(done).get("folds", {}).items():

@@ -33,6 +33,15 @@ def start_rows(seed) -> list[dict]:
           for name, value in (("gold", START), ("gold_sd", GOLD_SD))]
 
 
+def rl_rows(seed, curve: Curve, start: float = START) -> list[dict]:
+  """Of a seed in which the first model's PPO alone was measured."""
+  run, stage = MODELS[0].ppo
+  return start_rows(seed) + [
+      {"seed": seed} | Result(run, f"{stage}{policy}", task, row).as_json()
+      for policy, task, row in overoptimisation.trained(
+          curve.gains(start, GOLD_SD, PROXY_SD))]
+
+
 def made_samples(rng) -> tuple[np.ndarray, np.ndarray]:
   """Proxy and gold scores; the best of many by the proxy is worse."""
   proxy = rng.normal(size=(NUM_PROMPTS, NUM_SAMPLES))
@@ -144,45 +153,32 @@ def is_of(row) -> bool:
 
 def test_a_peak_above_the_floor_says_so_too():
   """Nearly all of the second seed's iterations are before its peak."""
-  run, stage = MODELS[0].ppo
   rows = [row for seed, last_kl in ((0, 25.0), (1, 4.0))
-          for row in start_rows(seed) + [
-              {"seed": seed} | Result(
-                  run, f"{stage}{policy}", task, of).as_json()
-              for policy, task, of in overoptimisation.trained(made_curve(
-                  np.random.default_rng(seed), last_kl).gains(
-                      START, GOLD_SD, PROXY_SD))]]
+          for row in rl_rows(
+              seed, made_curve(np.random.default_rng(seed), last_kl))]
   *_, above_floor = overoptimisation.tables(rows)
   assert above_floor.headers[-1] == "seeds with that peak inside"
   assert [row[-1] for row in above_floor.rows] == ["1 of 2"]
 
 
 def test_the_form_is_found_above_the_floor():
-  run, stage = MODELS[0].ppo
   curve = made_curve(np.random.default_rng(0), last_kl=200.0)
-  rows = start_rows(0) + [
-      {"seed": 0} | Result(run, f"{stage}{policy}", task, row).as_json()
-      for policy, task, row in overoptimisation.trained(
-          curve.gains(START, GOLD_SD, PROXY_SD))]
+  rows = rl_rows(0, curve)
   line, = overoptimisation.lines(rows)
   found, = overoptimisation.above_floor(rows, line)
   assert (found.fit.alpha, found.fit.beta) == pytest.approx(
       (ALPHA, BETA), abs=0.05)
   assert curve.gold[found.number - 1] > 0.0 == curve.gold[found.number + 10]
-  whole = figures_of(rows, stage)
+  whole = figures_of(rows, MODELS[0].ppo[1])
   assert abs(whole["beta"]["mean"] - BETA) > 0.05
   assert whole["r2"]["mean"] < found.fit.r2
 
 
 def test_the_cut_is_a_loss_though_the_start_scores_more_on_rls_prompts():
   """.2 more than on held-out ones, of which 90 % are lost at the cut."""
-  run, stage = MODELS[0].ppo
   start = START + 0.2
   curve = made_curve(np.random.default_rng(0), last_kl=200.0, start=start)
-  rows = start_rows(0) + [
-      {"seed": 0} | Result(run, f"{stage}{policy}", task, row).as_json()
-      for policy, task, row in overoptimisation.trained(
-          curve.gains(start, GOLD_SD, PROXY_SD))]
+  rows = rl_rows(0, curve, start)
   line, = overoptimisation.lines(rows)
   found, = overoptimisation.above_floor(rows, line)
   means = overoptimisation.binned(curve.gold)
