@@ -123,7 +123,7 @@ def _shrink_rm(stage) -> None:
   if stage.batching == "pairs":
     stage.update(batch_size=16, num_microbatches=2)
   if stage.max_prompts is not None:
-    stage.max_prompts = min(24, stage.max_prompts)
+    stage.max_prompts = min(16, stage.max_prompts)  # a fold has some 20
 
 
 def _shrink_collect(stage) -> None:

@@ -10,7 +10,7 @@ import nbformat
 import pytest
 
 from notebooks import render
-from tests import test_docs
+from tests import shared, test_docs
 
 _TINY = dict(layers=2, width=32, heads=2, documents=600, pretrain_steps=16,
              sft_steps=16, rl_init_steps=8, ranked_prompts=32,
@@ -100,8 +100,7 @@ def test_a_setting_that_it_has_not_is_refused():
 @pytest.mark.parametrize("name", SMALL)
 def test_it_runs_from_start_to_end(name, tmp_path_factory, monkeypatch):
   # what one of them has compiled the others need not
-  compiled = tmp_path_factory.getbasetemp() / "compiled"
-  monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(compiled))
+  monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(shared.compiled()))
   # mostly compiling
   monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
   book = render.execute(name, tmp_path_factory.mktemp(name), **SMALL[name])
