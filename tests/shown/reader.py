@@ -43,16 +43,18 @@ def pages():
   return (*FIRST, *(page for page in found if page not in FIRST))
 
 
-def steps(page):
-  """("bash", command) and ("python", text) of a page, from top to bottom."""
-  for language, text in test_docs.fences(ROOT / page):
-    if language == "python":
-      yield language, text
-    if language != "bash":
-      continue
-    for line in whole_lines(text):
-      for command in filter(None, re.split(r"\s*&&\s*", line.strip())):
-        yield language, " ".join(command.split())
+def steps():
+  """(page, "bash", command) and (page, "python", text) of all pages, each from
+  top to bottom."""
+  for page in pages():
+    for language, text in test_docs.fences(ROOT / page):
+      if language == "python":
+        yield page, language, text
+      if language != "bash":
+        continue
+      for line in whole_lines(text):
+        for command in filter(None, re.split(r"\s*&&\s*", line.strip())):
+          yield page, language, " ".join(command.split())
 
 
 def whole_lines(text):
@@ -68,7 +70,7 @@ def whole_lines(text):
 
 
 def run(command, place):
-  """Runs a command in a shell, and says how long it took and what it said."""
+  """What a command prints in a shell; it has to succeed."""
   path = f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"
   done = subprocess.run(
       command, shell=True, cwd=place, timeout=LIMIT, text=True, check=False,
@@ -98,11 +100,15 @@ def quick(command):
 
 def with_settings(command):
   """With smaller settings before its own, which are all kept."""
-  config = re.search(r"--config=(\S+)", command)[1]
   own = set(re.findall(r"--config\.([^\s=]+)=", command))
   settings = [f"--config.{path}={shlex.quote(str(value))}"
-              for path, value in smaller(config) if path not in own]
+              for path, value in smaller(config_of(command)) if path not in own]
   return " ".join([command, *settings])
+
+
+def config_of(command):
+  """The experiment, or the study, that a command names."""
+  return re.search(r"--config=(\S+)", command)[1]
 
 
 def smaller(name):

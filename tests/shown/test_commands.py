@@ -13,7 +13,7 @@ import pytest
 
 from tests import dialogues, test_screening
 from tests.evals import benchmarks
-from tests.shown.reader import ROOT, STUDY, pages, quick, run, steps
+from tests.shown.reader import ROOT, STUDY, quick, run, steps
 
 # Begin of a command -> who runs it, or why nobody does.
 ELSEWHERE = {
@@ -61,8 +61,7 @@ def is_ours(command):
 FOLLOWED = ("docs/curves.md", "docs/evaluations.md", "docs/extend/dataset.md",
             "docs/extend/labeler.md", "docs/labeling.md")
 STEPS = [
-    (page, language, text) for page in pages()
-    for language, text in steps(page)
+    (page, language, text) for page, language, text in steps()
     if (is_ours(text) if language == "bash" else page in FOLLOWED)]
 
 
@@ -113,5 +112,5 @@ def test_a_run_of_the_pages_is_whole(place):
 
 @pytest.mark.parametrize("begin", ELSEWHERE)
 def test_what_is_run_elsewhere_is_on_a_page(begin):
-  assert any(text.startswith(begin) for page in pages()
-             for language, text in steps(page) if language == "bash")
+  assert any(text.startswith(begin) for _, language, text in steps()
+             if language == "bash")

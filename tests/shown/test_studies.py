@@ -6,20 +6,19 @@ need nothing of the others, and are run beside them.
 
 import csv
 import pathlib
-import re
 
 import pytest
 
 from rlhf_jax.studies import registry
-from tests.shown.reader import ROOT, STUDY, pages, quick, run, steps
+from tests.shown.reader import ROOT, STUDY, config_of, quick, run, steps
 
 SHOWN = [
-    (page, text) for page in pages() for language, text in steps(page)
+    (page, text) for page, language, text in steps()
     if language == "bash" and text.startswith(STUDY)]
 
 
 def study_of(command):
-  return pathlib.Path(re.search(r"--config=(\S+)", command)[1]).stem
+  return pathlib.Path(config_of(command)).stem
 
 
 @pytest.fixture(name="place", scope="module")
