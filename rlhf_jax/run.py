@@ -1,6 +1,7 @@
 """What every stage of a run is given: config, mesh, tokenizer, folders."""
 
 import dataclasses
+import functools
 import importlib.metadata
 import platform
 from typing import Any
@@ -148,7 +149,9 @@ class Run:
     return sharding.abstract_of(init, self.mesh, self.axis_rules, *args)
 
   def abstract_params(self, model) -> Any:
-    return self.abstract(lambda: init_params(model, jax.random.key(0)))
+    """Those of a model: once traced, as each stage asks for some again."""
+    return sharding.with_shardings(
+        _param_shapes(model), self.mesh, self.axis_rules)
 
   def load(self, stage: str, item: str, model, step: int | None = None) -> Any:
     """Parameters that another stage left: of `step`, or of the one selected;
@@ -180,6 +183,11 @@ def versions() -> dict[str, str]:
 def transformer_config(model: Any, dropout_rate: float) -> TransformerConfig:
   """The experiment's `model` sub-tree as a TransformerConfig."""
   return TransformerConfig(**model, dropout_rate=dropout_rate)
+
+
+@functools.cache
+def _param_shapes(model) -> Any:
+  return jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
 
 
 def init_params(model, key: jax.Array) -> Any:

@@ -376,7 +376,11 @@ def abstract_of(
     init: Callable[..., Any], mesh: Mesh, axis_rules: AxisRules, *args
 ) -> Any:
   """What `init(*args)` would give, as ShapeDtypeStructs with shardings."""
-  abstract = jax.eval_shape(init, *args)
+  return with_shardings(jax.eval_shape(init, *args), mesh, axis_rules)
+
+
+def with_shardings(abstract: Any, mesh: Mesh, axis_rules: AxisRules) -> Any:
+  """Shapes as ShapeDtypeStructs with the shardings that the rules give them."""
   return abstract_with(abstract, shardings_for(abstract, mesh, axis_rules))
 
 

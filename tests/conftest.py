@@ -17,6 +17,16 @@ shared.folder()
 jax.config.update("jax_num_cpu_devices", 8)
 
 
+def pytest_collection_modifyitems(items):
+  for item in items:
+    if item.get_closest_marker("long"):
+      item.add_marker(pytest.mark.timeout(0))
+
+
+def pytest_collection_finish():
+  shared.collect_seldom()
+
+
 def pytest_addoption(parser):
   parser.addoption("--account", default="",
                    help="FILE for figures of what was tried, a JSON line each")

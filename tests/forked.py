@@ -115,6 +115,7 @@ def _mother() -> socket.socket:
 def serve(channel_fd: int) -> None:
   """Forks for each request; returns in no process before it is to end."""
   _import_all()
+  shared.collect_seldom()
   channel = socket.socket(fileno=channel_fd)
   while True:
     request, fds, *_ = socket.recv_fds(channel, _LONGEST, 1)
@@ -158,6 +159,8 @@ def _become(request: dict, output: int) -> None:
   os.environ.update(request["env"])
   # or the program would begin again, without what it was forked for
   os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=0")
+  # ignored where tests were started in the background
+  signal.signal(signal.SIGINT, signal.default_int_handler)
   import jax  # pylint: disable=g-import-not-at-top
   # What JAX read from its mother's environment.
   jax.config.update(

@@ -9,6 +9,7 @@ import atexit
 import contextlib
 import fcntl
 import functools
+import gc
 import importlib.util
 import os
 import pathlib
@@ -38,6 +39,13 @@ def lock(name: str):
   with open(folder() / f"{name}.lock", "w", encoding="utf-8") as file:
     fcntl.flock(file, fcntl.LOCK_EX)
     yield
+
+
+def collect_seldom() -> None:
+  """Called after all imports: what they made is no garbage, and tracing makes
+  so many objects that Python would look through all of it again and again."""
+  gc.freeze()
+  gc.set_threshold(10_000, 20, 20)
 
 
 def module_at(path: pathlib.Path) -> types.ModuleType:

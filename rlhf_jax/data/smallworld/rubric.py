@@ -265,6 +265,7 @@ def _has(words: list[str], word: str) -> bool:
   return word in words or word + "s" in words
 
 
+@functools.lru_cache(maxsize=10_000)  # markers and lines come back all the time
 def _flat(text: str) -> str:
   return f" {' '.join(world_lib.words_of(text))} "
 
